@@ -1,0 +1,1 @@
+"""Finding a transcript's recording and streaming its audio."""

@@ -98,7 +98,7 @@ class Engine(Protocol):
     name: str
     languages: tuple[str, ...]  # ISO 639-3, the default first
     frame_ms: float
-    max_segment_s: float  # the best length to cut speech to is below this; longer segments are refused
+    max_segment_s: float  # longer segments are refused
     revision: str  # identifies weights and decoder: equal revisions give equal times
 
     def load(self) -> None:

@@ -1,0 +1,1 @@
+"""Acoustic models and their decoders; knows neither gRPC nor scheduling."""

@@ -1,0 +1,1 @@
+"""Admission, fair queue and batching; knows neither gRPC nor torch."""
