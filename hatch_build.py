@@ -14,7 +14,7 @@ CONTRACT = "align_proto/v1/align.proto"
 class ProtoBuildHook(BuildHookInterface):  # type: ignore[type-arg]
     """Runs grpcio-tools' protoc, which is a Python module: no compiler and no protoc on the PATH."""
 
-    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:  # noqa: ARG002  the interface has both
         """Write align_pb2.py, align_pb2.pyi and align_pb2_grpc.py beside the contract."""
         from grpc_tools import protoc
 

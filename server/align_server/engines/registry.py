@@ -1,0 +1,52 @@
+"""Which models can be served, by name, and how to make their engines.
+
+Describing a model needs neither torch nor its weights in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from align_server.engines.engine import EngineLoadError
+
+if TYPE_CHECKING:
+    from align_server.engines.engine import Engine
+
+DEFAULT_MODEL = "sphinx-en-us"
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDescription:
+    """What a user chooses by. `size_bytes` is that of the weights on disk, 0 where they are not there."""
+
+    name: str
+    languages: tuple[str, ...]
+    licence: str
+    size_bytes: int
+    note: str = ""
+
+
+def available() -> list[ModelDescription]:
+    """Every model that can be served here, the default first."""
+    from align_server.engines.sphinx import model  # noqa: PLC0415  the registry describes without loading
+
+    return [
+        ModelDescription(
+            name=DEFAULT_MODEL,
+            languages=("eng",),
+            licence=model.LICENCE,
+            size_bytes=model.size_bytes(),
+            note="CMU Sphinx US English, inside the pocketsphinx wheel",
+        )
+    ]
+
+
+def create(name: str, device: str) -> Engine:
+    """Make the engine of that name, not yet loaded. Raises EngineLoadError for an unknown name."""
+    if name == DEFAULT_MODEL:
+        from align_server.engines.sphinx.engine import SphinxEngine  # noqa: PLC0415  imports torch
+
+        return SphinxEngine(device=device)
+    known = ", ".join(model.name for model in available())
+    raise EngineLoadError(f"there is no model {name!r}; this server can serve: {known}")
