@@ -1,0 +1,202 @@
+"""Many segments over one bidirectional stream, within the server's credit, across its restarts.
+
+Whatever was not answered when a stream broke is sent again on the next one. Knows nothing of CHAT.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import os
+import platform
+from collections import deque
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Self
+
+import grpc
+from align_proto.v1 import align_pb2 as pb
+
+from align_client.sdk import wire
+from align_client.sdk.errors import AlignError, ServerUnavailable, from_status
+from align_client.sdk.retry import Backoff
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from types import TracebackType
+
+    import numpy as np
+    import numpy.typing as npt
+    from align_proto.v1.align_pb2_grpc import AlignServiceStub
+
+    from align_client.sdk.types import Word, WordTiming
+
+    Metadata = tuple[tuple[str, str], ...]
+
+MAX_HELD_MS = 240_000  # audio that waits here, sent or not: about 8 MB
+MAX_LOSSES = 5  # streams in a row that broke with a segment unanswered before it is given up
+
+
+@dataclass(eq=False, slots=True)
+class _Pending:
+    message: pb.Segment
+    cost_ms: int
+    losses: int = 0
+    future: asyncio.Future[tuple[WordTiming, ...]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
+
+
+class AlignStream:
+    """Use as `async with`. `align` may be awaited from many tasks at once.
+
+    After a lost connection it tries again for `patience_s`; then every waiting `align` raises ServerUnavailable.
+    """
+
+    def __init__(self, stub: AlignServiceStub, address: str, model: str, patience_s: float, metadata: Metadata) -> None:
+        self._stub = stub
+        self._metadata = metadata
+        self._address = address
+        self._open = pb.AlignStreamOpen(model=model, client=f"{platform.node()}:{os.getpid()}")
+        self._patience_s = patience_s
+        self._ids = itertools.count(1)
+        self._outbox: deque[_Pending] = deque()
+        self._unanswered: dict[str, _Pending] = {}
+        self._held_ms = 0
+        self._granted_ms = 0
+        self._sent_ms = 0
+        self._changed = asyncio.Condition()
+        self._failure: AlignError | None = None
+        self._closing = False
+        self._task: asyncio.Task[None] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._closing = True
+        await self._notify()
+        if self._task is not None:
+            if kind is not None:
+                self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def align(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> tuple[WordTiming, ...]:
+        """Align one segment: 16 kHz mono int16. Waits while too much is held already."""
+        message = wire.segment(str(next(self._ids)), pcm, words)
+        pending = _Pending(message, wire.audio_ms(message))
+        async with self._changed:
+            await self._changed.wait_for(lambda: self._held_ms < MAX_HELD_MS or self._failure is not None)
+            if self._failure:
+                raise self._failure
+            self._held_ms += pending.cost_ms
+            self._outbox.append(pending)
+            self._changed.notify_all()
+        try:
+            return await pending.future
+        finally:
+            self._held_ms -= pending.cost_ms
+            pending.future.cancel()
+            await self._notify()
+
+    async def _notify(self) -> None:
+        async with self._changed:
+            self._changed.notify_all()
+
+    async def _wait_for(self, predicate: Callable[[], object]) -> None:
+        async with self._changed:
+            await self._changed.wait_for(lambda: bool(predicate()))
+
+    def _was_granted_more_than(self, known_ms: int) -> bool:
+        return self._granted_ms > known_ms
+
+    async def _run(self) -> None:
+        backoff = Backoff(self._patience_s)
+        try:
+            while not self._closing:
+                try:
+                    await self._one_stream(backoff)
+                except grpc.aio.AioRpcError as error:
+                    await asyncio.sleep(backoff.delay(self._lost(from_status(error, self._address))))
+                except ServerUnavailable as error:
+                    await asyncio.sleep(backoff.delay(self._lost(error)))
+        except AlignError as error:
+            self._failure = error
+        except asyncio.CancelledError:
+            self._failure = ServerUnavailable("the stream was closed")
+        finally:
+            failure = self._failure or ServerUnavailable("the stream was closed")
+            for pending in (*self._unanswered.values(), *self._outbox):
+                if not pending.future.done():
+                    pending.future.set_exception(failure)
+            await self._notify()
+
+    def _lost(self, error: AlignError) -> AlignError:
+        """Put what was not answered back at the front, in order; give up what broke too many streams."""
+        for pending in reversed(self._unanswered.values()):
+            pending.losses += 1
+            if pending.losses < MAX_LOSSES:
+                self._outbox.appendleft(pending)
+            elif not pending.future.done():
+                pending.future.set_exception(
+                    ServerUnavailable(
+                        f"the connection was lost {MAX_LOSSES} times while this was being aligned: {error}"
+                    )
+                )
+        self._unanswered.clear()
+        return error
+
+    async def _one_stream(self, backoff: Backoff) -> None:
+        self._granted_ms = self._sent_ms = 0
+        call = self._stub.AlignStream(metadata=self._metadata)
+        sender = asyncio.create_task(self._send(call))
+        try:
+            async for response in call:
+                backoff.succeeded()
+                match response.WhichOneof("message"):
+                    case "credit":
+                        self._granted_ms = response.credit.granted_ms
+                        await self._notify()
+                    case "result":
+                        self._answer(response.result.id, partial(wire.timings, answers=response.result.words))
+                    case "refusal":
+                        self._answer(response.refusal.id, partial(wire.refused, refusal=response.refusal))
+            if not self._closing:
+                raise ServerUnavailable(f"the server at {self._address} ended the stream")
+        finally:
+            # The sender must have let go before what is unanswered is put back into the outbox.
+            sender.cancel()
+            await asyncio.gather(sender, return_exceptions=True)
+            call.cancel()
+
+    def _answer(self, segment_id: str, timings: Callable[[pb.Segment], tuple[WordTiming, ...]]) -> None:
+        pending = self._unanswered.pop(segment_id, None)
+        if pending and not pending.future.done():
+            pending.future.set_result(timings(pending.message))
+
+    async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:
+        """Send what the credit allows, in order; say so where the next segment needs more than there is."""
+        await call.write(pb.AlignStreamRequest(open=self._open))
+        while True:
+            await self._wait_for(lambda: self._outbox or self._closing)
+            while self._outbox and self._outbox[0].future.done():
+                self._outbox.popleft()  # nobody waits for it any more
+            if not self._outbox:
+                if self._closing:
+                    await call.done_writing()
+                    return
+                continue
+            head = self._outbox[0]
+            if self._granted_ms - self._sent_ms < head.cost_ms:
+                granted_ms = self._granted_ms
+                if granted_ms:  # before the first credit there is nothing to be short of
+                    await call.write(pb.AlignStreamRequest(demand=pb.Demand(segment_ms=head.cost_ms)))
+                await self._wait_for(partial(self._was_granted_more_than, granted_ms))
+                continue
+            self._outbox.popleft()
+            self._sent_ms += head.cost_ms
+            self._unanswered[head.message.id] = head
+            await call.write(pb.AlignStreamRequest(segment=head.message))

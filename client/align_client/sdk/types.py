@@ -1,0 +1,101 @@
+"""What the SDK takes and gives. Times are seconds; knows no gRPC."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+
+class WordKind(enum.Enum):
+    """What stands at one place of a transcript."""
+
+    WORD = "word"
+    UNKNOWN_SOUND = "unknown sound"  # babble, laughter, `xxx`: takes time, has no text
+    PAUSE = "pause"  # a hint: it may have no length
+
+
+class MissingReason(enum.Enum):
+    """Why a word has no time."""
+
+    UNPRONOUNCEABLE = "the model cannot say this word"
+    UNSUPPORTED_LANGUAGE = "the model does not know this language"
+    AUDIO_TOO_SHORT = "the audio is too short for these words"
+    NO_SPEECH = "the audio has no signal"
+    ENGINE_FAILED = "the model failed on this segment"
+    REFUSED = "the server refused the segment"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """One word or slot to align; `language` is ISO 639-3, empty for the model's first."""
+
+    text: str
+    language: str = ""
+    kind: WordKind = WordKind.WORD
+
+
+@dataclass(frozen=True, slots=True)
+class WordTiming:
+    """When a word was said, in seconds from the start of its audio.
+
+    `start` and `end` are None where there is no time; then `reason` says why, and `detail` adds to it.
+    `score` is 0 to 1: how well the word fits the audio under it.
+    """
+
+    text: str
+    start: float | None = None
+    end: float | None = None
+    score: float = 0.0
+    reason: MissingReason | None = None
+    detail: str = ""
+
+    @property
+    def why(self) -> str:
+        """The reason in words, or "" where there is a time."""
+        return "" if self.reason is None else self.detail or self.reason.value
+
+
+@dataclass(frozen=True, slots=True)
+class AlignResult:
+    """One timing for each word that was given, in the same order."""
+
+    words: tuple[WordTiming, ...]
+    model: str
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    """One model that a server can serve. `state` is available, loading, serving or failed."""
+
+    name: str
+    languages: tuple[str, ...]
+    licence: str
+    size_bytes: int
+    state: str
+    detail: str
+    revision: str
+    max_segment_s: float
+    is_default: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What a server is, what it accepts, and how busy it is. Audio is in seconds."""
+
+    address: str
+    version: str
+    protocol_revision: int
+    pid: int
+    uptime_s: float
+    draining: bool
+    device: str
+    max_segment_s: float
+    max_words: int
+    queued_s: float
+    computing_s: float
+    granted_s: float
+    clients: int
+    rate: float
+    memory_bytes: int
+    segments_done: int
+    audio_done_s: float

@@ -1,0 +1,98 @@
+"""Between the SDK's types and the messages of the contract."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from align_proto.v1 import align_pb2 as pb
+
+from align_client.sdk.types import MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+KINDS = {
+    WordKind.WORD: pb.WORD_KIND_WORD,
+    WordKind.UNKNOWN_SOUND: pb.WORD_KIND_UNKNOWN_SOUND,
+    WordKind.PAUSE: pb.WORD_KIND_PAUSE,
+}
+REASONS = {
+    pb.MISSING_REASON_UNPRONOUNCEABLE: MissingReason.UNPRONOUNCEABLE,
+    pb.MISSING_REASON_UNSUPPORTED_LANGUAGE: MissingReason.UNSUPPORTED_LANGUAGE,
+    pb.MISSING_REASON_AUDIO_TOO_SHORT: MissingReason.AUDIO_TOO_SHORT,
+    pb.MISSING_REASON_NO_SPEECH: MissingReason.NO_SPEECH,
+    pb.MISSING_REASON_ENGINE_FAILED: MissingReason.ENGINE_FAILED,
+}
+
+
+def segment(segment_id: str, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> pb.Segment:
+    """The message for one segment."""
+    return pb.Segment(
+        id=segment_id,
+        pcm=pcm.astype("<i2", copy=False).tobytes(),
+        words=[pb.Word(text=word.text, language=word.language, kind=KINDS[word.kind]) for word in words],
+    )
+
+
+def audio_ms(message: pb.Segment) -> int:
+    """The credit that a segment costs: milliseconds of its audio, rounded up."""
+    return -(-len(message.pcm) // 32)
+
+
+def timings(message: pb.Segment, answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
+    """The timings of a segment's words."""
+    return tuple(_timing(word.text, answer) for word, answer in zip(message.words, answers, strict=True))
+
+
+def refused(message: pb.Segment, refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...]:
+    """The timings of a segment that the server did not take."""
+    detail = f"the server refused the segment: {refusal.field}: {refusal.description}"
+    return tuple(WordTiming(word.text, reason=MissingReason.REFUSED, detail=detail) for word in message.words)
+
+
+def _timing(text: str, answer: pb.WordTiming) -> WordTiming:
+    if answer.HasField("start_ms") and answer.HasField("end_ms"):
+        return WordTiming(text, answer.start_ms / 1000, answer.end_ms / 1000, answer.score)
+    return WordTiming(text, reason=REASONS.get(answer.reason, MissingReason.ENGINE_FAILED), detail=answer.detail)
+
+
+def model_info(message: pb.Model) -> ModelInfo:
+    """One row of the list of models."""
+    return ModelInfo(
+        name=message.name,
+        languages=tuple(message.languages),
+        licence=message.licence,
+        size_bytes=message.size_bytes,
+        state=pb.ModelState.Name(message.state).removeprefix("MODEL_STATE_").lower(),
+        detail=message.detail,
+        revision=message.revision,
+        max_segment_s=message.max_segment_ms / 1000,
+        is_default=message.is_default,
+    )
+
+
+def server_info(address: str, message: pb.GetServerInfoResponse) -> ServerInfo:
+    """What a server says of itself."""
+    limits, load = message.limits, message.load
+    return ServerInfo(
+        address=address,
+        version=message.version,
+        protocol_revision=message.protocol_revision,
+        pid=message.pid,
+        uptime_s=message.uptime_ms / 1000,
+        draining=message.draining,
+        device=message.device,
+        max_segment_s=limits.max_segment_ms / 1000,
+        max_words=limits.max_words,
+        queued_s=load.queued_ms / 1000,
+        computing_s=load.computing_ms / 1000,
+        granted_s=load.granted_ms / 1000,
+        clients=load.clients,
+        rate=load.rate,
+        memory_bytes=load.memory_bytes,
+        segments_done=load.segments_done,
+        audio_done_s=load.audio_done_ms / 1000,
+    )
