@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
 from align_server.engines.engine import EngineLoadError
+from align_server.engines.sphinx.g2p import G2P
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -24,6 +25,7 @@ Pronunciation: TypeAlias = tuple[str, ...]
 SUPPLEMENT = Path(__file__).with_name("supplement.dict")
 MAX_PRONUNCIATIONS = 6  # of a word; every one makes the search graph larger
 MAX_LETTERS = 80  # no English word is longer, and the work per word stays bounded
+MAX_ACRONYM = 5
 CACHED_WORDS = 16_384
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-")
@@ -38,6 +40,7 @@ _SEPARATORS = re.compile(r"[-_+./\s]+")
 _SAYABLE = re.compile(r"[a-z'\-_+./\s]*[a-z][a-z'\-_+./\s]*")
 _CLITIC = re.compile(r"(?P<stem>.*[a-z].*)(?P<clitic>n't|'(?:s|d|m|ll|re|ve))")
 _LENGTHENED = re.compile(r"(.)\1{2,}")
+_VOWEL = re.compile("[aeiouy]")
 _VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 _SIBILANT = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 _LETTER_A: tuple[Pronunciation, ...] = (("EY",),)
@@ -83,11 +86,12 @@ def normalise(word: str) -> str:
 class Lexicon:
     """Pronunciations by word. Safe to use from several threads; what was asked once is remembered.
 
-    `entries` maps a normalised word to its pronunciations, one a line.
+    `entries` maps a normalised word to its pronunciations, one a line; `g2p` guesses those of other words.
     """
 
-    def __init__(self, entries: dict[str, str]) -> None:
+    def __init__(self, entries: dict[str, str], g2p: G2P) -> None:
         self._entries = entries
+        self._g2p = g2p
         self._remembered = lru_cache(maxsize=CACHED_WORDS)(self._pronounce)
 
     @classmethod
@@ -96,7 +100,7 @@ class Lexicon:
 
         Raises EngineLoadError where a file is missing.
         """
-        return cls(read_dictionary(dictionary or dictionary_path()) | read_dictionary(SUPPLEMENT))
+        return cls(read_dictionary(dictionary or dictionary_path()) | read_dictionary(SUPPLEMENT), G2P.load())
 
     def pronunciations(self, word: str) -> tuple[Pronunciation, ...]:
         """How `word` may be said, best first; empty if it has no Latin letter, has digits, or is too long."""
@@ -154,8 +158,11 @@ class Lexicon:
         return self._listed(_LENGTHENED.sub(r"\1\1", part)) + self._listed(_LENGTHENED.sub(r"\1", part))
 
     def _guessed(self, part: str) -> tuple[Pronunciation, ...]:
-        del part
-        return ()
+        letters = part.replace("'", "")
+        spelled: tuple[Pronunciation, ...] = ()
+        if len(letters) <= MAX_ACRONYM and not _VOWEL.search(letters):  # "nhs", but also "grrr"
+            spelled = _joined(self._listed(letter) for letter in letters)
+        return (*spelled[:1], *self._g2p.guesses(letters))
 
 
 def _possessive(last_phone: str) -> Pronunciation:
