@@ -44,6 +44,10 @@ def available() -> list[ModelDescription]:
 
 def create(name: str, device: str) -> Engine:
     """Make the engine of that name, not yet loaded. Raises EngineLoadError for an unknown name."""
+    import torch  # noqa: PLC0415  slow to import: only a server that computes needs it
+
+    # Batches run side by side, one per core; threads inside each would only get in each other's way.
+    torch.set_num_threads(1)
     if name == DEFAULT_MODEL:
         from align_server.engines.sphinx.engine import SphinxEngine  # noqa: PLC0415  imports torch
 
