@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 SAMPLE_RATE = 16_000  # Hz
 _PER_MS = SAMPLE_RATE // 1000
 _FULL_SCALE = 32_768.0
+_BLOCK_S = 0.5  # libsndfile gives nothing of a block that has damage in it
 _BLOCK = 1 << 17  # values, all channels together
 _RATES = range(1_000, 1_000_000)
 _MOST_CHANNELS = 64  # of an array: more is an array whose axes are swapped
@@ -145,8 +146,18 @@ def from_array(samples: npt.NDArray[np.generic], sample_rate: int) -> npt.NDArra
         if loudest > _LOUDEST:
             raise ValueError(f"audio reaches {loudest:g}, but float samples have full scale 1; divide them")
         scaled = samples.astype(np.float32)
-    mono = scaled if scaled.ndim == 1 else scaled.mean(axis=1, dtype=np.float32)
+    mono = scaled if scaled.ndim == 1 else mix_down(scaled)
     return np.concatenate(list(_at_16k(iter([mono]), sample_rate)))
+
+
+def mix_down(samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    """The mean of the channels of `samples`, whose shape is [samples, channels]."""
+    channels = samples.shape[1]
+    mono = samples[:, 0].copy()
+    for channel in range(1, channels):  # numpy's mean over so short an axis takes fifteen times as long
+        mono += samples[:, channel]
+    mono /= channels
+    return mono
 
 
 class _Window:
@@ -210,8 +221,10 @@ def _at_16k(blocks: Iterator[npt.NDArray[np.float32]], rate: int) -> Iterator[np
 
 
 def _to_int16(block: npt.NDArray[np.float32]) -> npt.NDArray[np.int16]:
-    clipped: npt.NDArray[np.float32] = np.clip(np.rint(block * _FULL_SCALE), -_FULL_SCALE, _FULL_SCALE - 1)
-    return clipped.astype(np.int16)
+    scaled = block * np.float32(_FULL_SCALE)
+    np.rint(scaled, out=scaled)
+    np.clip(scaled, -_FULL_SCALE, _FULL_SCALE - 1, out=scaled)
+    return scaled.astype(np.int16)
 
 
 def _opened(path: Path) -> AbstractContextManager[_Source]:
@@ -248,11 +261,7 @@ class _SoundFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # any name, even one that is not text
-        try:
-            self._file = soundfile.SoundFile(descriptor, closefd=True)
-        except BaseException:
-            os.close(descriptor)
-            raise
+        self._file = soundfile.SoundFile(descriptor, closefd=True)  # which closes it on failure too
         self.rate: int = self._file.samplerate
         self.duration_s: float | None = self._file.frames / self.rate
 
@@ -267,7 +276,7 @@ class _SoundFile:
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]:
         """Mono blocks of full scale 1. Raises MediaError at damage, after what comes before it."""
         done = 0
-        frames = max(1, _BLOCK // self._file.channels)
+        frames = max(1, min(round(self.rate * _BLOCK_S), _BLOCK // self._file.channels))
         while True:
             try:
                 block = self._file.read(frames, dtype="float32", always_2d=True)
@@ -275,7 +284,7 @@ class _SoundFile:
                 raise self._damage(done, f"it cannot be decoded (libsndfile says: {error.error_string})") from error
             if not len(block):
                 break
-            mono = block[:, 0] if block.shape[1] == 1 else block.mean(axis=1, dtype=np.float32)
+            mono = mix_down(block)
             finite = np.isfinite(mono)
             if not finite.all():
                 sound = int(np.argmin(finite))
