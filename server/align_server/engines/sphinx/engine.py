@@ -1,0 +1,269 @@
+"""The embedded engine `sphinx-en-us`: the CMU Sphinx acoustic model as a batched HMM in PyTorch.
+
+Knows how the parts of this package make word times out of segments; knows neither gRPC nor scheduling.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Final
+
+import numpy as np
+import torch
+
+from align_server.engines.engine import SAMPLE_RATE, MissingReason, Result, Segment, Word, WordKind, WordTiming
+from align_server.engines.sphinx import graph as graphs
+from align_server.engines.sphinx import timing
+from align_server.engines.sphinx.acoustic import SenoneScorer
+from align_server.engines.sphinx.features import FrontEnd, count_frames
+from align_server.engines.sphinx.lexicon import SUPPLEMENT, Lexicon, dictionary_path
+from align_server.engines.sphinx.model import STATES, AcousticModel, model_folder
+from align_server.engines.sphinx.viterbi import Utterance, best_paths
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+    import numpy.typing as npt
+
+    from align_server.engines.sphinx.graph import Graph
+    from align_server.engines.sphinx.viterbi import Span
+
+DECODER_VERSION: Final = 1  # raised with every change that can change a time or a score
+
+ACOUSTIC_SCALE: Final = 0.3  # neighbouring frames say much the same: counted in full they drown the transitions
+CI_SHARE: Final = 0.5  # of a state's log score that its phone without context gives
+SILENCE_PENALTY: Final = -5.0
+UNKNOWN_PENALTY: Final = -0.5  # per frame of an unknown sound, below the phone that fits the frame best
+MAX_WORK: Final = 8_000_000  # nodes times frames searched at once, at 7 bytes each
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Loaded:
+    """What `load` reads. Nothing changes in it, so threads share it."""
+
+    model: AcousticModel
+    front_end: FrontEnd
+    scorer: SenoneScorer
+    lexicon: Lexicon
+    phones: dict[str, int]
+    context_free: npt.NDArray[np.int64]  # [senones]: the senone of the same state without context
+    speech: npt.NDArray[np.int64]  # the context-free senones of phones that are not fillers
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Plan:
+    """How a segment's words became items of a graph."""
+
+    items: tuple[graphs.Item, ...]
+    places: tuple[int | None, ...]  # for each word: its item; None for a pause
+    missing: dict[int, WordTiming]  # the words that no model of sound stands behind
+    pause_after: bool
+
+
+class SphinxEngine:
+    """CMU Sphinx en-us behind the Engine protocol.
+
+    `device` is a torch device. A result is the same alone and in any batch, and with any number of threads.
+    """
+
+    name: ClassVar[str] = "sphinx-en-us"
+    languages: ClassVar[tuple[str, ...]] = ("eng",)
+    licence: ClassVar[str] = "BSD-2-Clause"
+    sample_rate: ClassVar[int] = SAMPLE_RATE
+    frame_ms: ClassVar[float] = timing.FRAME_MS
+    max_segment_s: ClassVar[float] = 120.0
+
+    def __init__(self, device: str = "cpu") -> None:
+        self._device = torch.device(device)
+        self._loaded: _Loaded | None = None
+
+    @functools.cached_property
+    def revision(self) -> str:
+        """A hash of everything that times depend on: the model, the dictionaries and the decoder."""
+        digest = hashlib.sha256(f"decoder {DECODER_VERSION}".encode())
+        for path in _files():
+            digest.update(path.read_bytes())
+        return digest.hexdigest()[:12]
+
+    @property
+    def size_bytes(self) -> int:
+        """Size on disk of what `load` reads."""
+        return sum(path.stat().st_size for path in _files())
+
+    def load(self) -> None:
+        """Read the model and the dictionary: half a second, about 120 MB. Raises EngineLoadError."""
+        model = AcousticModel.load(model_folder() / "en-us")
+        senones = np.arange(STATES * len(model.phones.names))
+        self._loaded = _Loaded(
+            model,
+            FrontEnd(),
+            SenoneScorer(model, self._device),
+            Lexicon.load(),
+            {name: i for i, name in enumerate(model.phones.names)},
+            (STATES * model.phones.base + model.phones.state).astype(np.int64),
+            senones[~np.repeat(model.phones.filler, STATES)],
+        )
+
+    def warm_up(self) -> None:
+        """Align a second of noise."""
+        noise = np.random.default_rng(0).normal(0, 1000, SAMPLE_RATE).astype(np.int16)
+        self.align([Segment("warm-up", noise, (Word("hello"), Word("world")))])
+
+    def cost(self, segment: Segment) -> int:
+        """Milliseconds of its audio: nothing is padded."""
+        return segment.duration_ms
+
+    def unload(self) -> None:
+        """Let go of the weights."""
+        self._loaded = None
+
+    def align(self, batch: Sequence[Segment]) -> list[Result]:
+        """Align every segment, in order; see Engine.
+
+        A score is the geometric mean, over a word's phones, of the phone's posterior in its middle frame.
+        Slots and pauses have none.
+        """
+        loaded = self._loaded
+        if loaded is None:
+            raise RuntimeError("SphinxEngine.align was called before load")
+        results: dict[int, Result] = {}
+        plans: dict[int, _Plan] = {}
+        for i, segment in enumerate(batch):
+            plan = _plan(segment, loaded)
+            if isinstance(plan, Result):
+                results[i] = plan
+            else:
+                plans[i] = plan
+        if plans:
+            features = loaded.front_end([batch[i].pcm for i in plans])
+            prepared = [
+                (i, plan, x, _prepare(plan, x, loaded)) for (i, plan), x in zip(plans.items(), features, strict=True)
+            ]
+            for group in _groups(prepared):
+                paths = best_paths([utterance for *_, (_, utterance) in group])
+                for (i, plan, x, (graph, _)), path in zip(group, paths, strict=True):
+                    results[i] = _result(batch[i], plan, graph, path, x, loaded)
+        return [results[i] for i in range(len(batch))]
+
+
+def _files() -> list[Path]:
+    """The files that times depend on, the code aside."""
+    folder = model_folder() / "en-us"
+    names = ("mdef", "means", "variances", "sendump", "transition_matrices")
+    return [*(folder / name for name in names), dictionary_path(), SUPPLEMENT]
+
+
+def _plan(segment: Segment, loaded: _Loaded) -> _Plan | Result:
+    """What is to be searched for, or the result where nothing is."""
+    items: list[graphs.Item] = []
+    places: list[int | None] = []
+    missing: dict[int, WordTiming] = {}
+    pause = False
+    for i, word in enumerate(segment.words):
+        if word.kind is WordKind.PAUSE:
+            places.append(None)
+            pause = True
+            continue
+        pronunciations: tuple[tuple[str, ...], ...] = ()
+        if word.kind is WordKind.WORD:
+            spoken = word.language in {"", *SphinxEngine.languages}
+            pronunciations = loaded.lexicon.pronunciations(word.text) if spoken else ()
+            if not spoken:
+                detail = f"{word.text!r} is in {word.language!r}; this model knows {', '.join(SphinxEngine.languages)}"
+                missing[i] = WordTiming(reason=MissingReason.UNSUPPORTED_LANGUAGE, detail=detail)
+            elif not pronunciations:
+                detail = f"no pronunciation is known or can be derived for {word.text!r}"
+                missing[i] = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail=detail)
+        said = tuple(tuple(loaded.phones[phone] for phone in phones) for phones in pronunciations)
+        places.append(len(items))
+        items.append(graphs.Item(said, pause_before=pause))
+        pause = False
+    plan = _Plan(tuple(items), tuple(places), missing, pause)
+    return _unsearchable(segment, plan) or plan
+
+
+def _unsearchable(segment: Segment, plan: _Plan) -> Result | None:
+    """The result of a segment in which no path can exist or mean anything."""
+    shortest = sum(min((len(p) for p in item.pronunciations), default=1) for item in plan.items) * STATES
+    if not any(item.pronunciations for item in plan.items):
+        nothing = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail="no word of this segment can be said")
+        return Result(tuple(plan.missing.get(i, nothing) for i in range(len(segment.words))))
+    if len(segment.pcm) == 0 or count_frames(len(segment.pcm)) < shortest:
+        return _too_short(segment, shortest)
+    if segment.pcm.min() == segment.pcm.max():
+        return Result.missing(segment, MissingReason.NO_SPEECH, f"every sample is {segment.pcm[0]}")
+    return None
+
+
+def _too_short(segment: Segment, shortest: int) -> Result:
+    needed = round(shortest * timing.FRAME_MS)
+    detail = f"{segment.duration_ms} ms of audio for words that last {needed} ms at the very least"
+    return Result.missing(segment, MissingReason.AUDIO_TOO_SHORT, detail)
+
+
+def _prepare(plan: _Plan, features: torch.Tensor, loaded: _Loaded) -> tuple[Graph, Utterance]:
+    """The graph of a segment, with the scores of its states."""
+    phones = loaded.model.phones
+    graph = graphs.build(plan.items, phones, silence_penalty=SILENCE_PENALTY, pause_after=plan.pause_after)
+    slots = bool((graph.senones == graphs.UNKNOWN_SOUND).any())
+    used = graphs.used_senones(graph)
+    senones = np.unique(np.concatenate([used, loaded.context_free[used], *([loaded.speech] if slots else [])]))
+    scores = loaded.scorer(features, senones)
+    context_free = torch.from_numpy(np.searchsorted(senones, loaded.context_free[senones])).to(scores.device)
+    mixed = scores.index_select(1, context_free).mul_(ACOUSTIC_SCALE * CI_SHARE)
+    mixed.add_(scores, alpha=ACOUSTIC_SCALE * (1 - CI_SHARE))
+    columns = np.searchsorted(senones, graph.senones)
+    if slots:
+        speech = torch.from_numpy(np.searchsorted(senones, loaded.speech)).to(scores.device)
+        best = mixed.index_select(1, speech).amax(1, keepdim=True)
+        mixed = torch.cat([mixed, best + UNKNOWN_PENALTY], dim=1)
+        columns[graph.senones == graphs.UNKNOWN_SOUND] = len(senones)
+    mixed.sub_(mixed.amax(1, keepdim=True))  # keeps totals small, and so precise
+
+    transitions = loaded.model.transitions[graph.phones]
+    loop = transitions[:, range(STATES), range(STATES)].T
+    step = np.stack([graph.entry, transitions[:, 0, 1], transitions[:, 1, 2] + transitions[:, 2, 3]])
+    return graph, Utterance(mixed, columns.T, loop, step, graph.sources, graph.arrivals, graph.starts, graph.finals)
+
+
+_Prepared = tuple[int, _Plan, torch.Tensor, tuple["Graph", Utterance]]
+
+
+def _groups(prepared: list[_Prepared]) -> Iterator[list[_Prepared]]:
+    """Split a batch so that one search stays within MAX_WORK, or has one segment."""
+    group: list[_Prepared] = []
+    work = 0
+    for item in prepared:
+        more = item[3][1].work
+        if group and work + more > MAX_WORK:
+            yield group
+            group, work = [], 0
+        group.append(item)
+        work += more
+    yield group
+
+
+def _result(
+    segment: Segment, plan: _Plan, graph: Graph, path: list[Span] | None, features: torch.Tensor, loaded: _Loaded
+) -> Result:
+    if path is None:
+        shortest = sum(min((len(p) for p in item.pronunciations), default=1) for item in plan.items) * STATES
+        return _too_short(segment, shortest)
+    scores = timing.word_scores(path, graph, features, loaded.scorer, loaded.model.phones.filler)
+    times = timing.item_times(path, graph.owners, len(features), segment.duration_ms)
+    words: list[WordTiming] = []
+    for i, place in enumerate(plan.places):
+        if i in plan.missing:
+            words.append(plan.missing[i])
+        elif place is not None:
+            words.append(WordTiming(*times[place], scores.get(place, 0.0)))
+        else:
+            following = next((p for p in plan.places[i:] if p is not None), len(plan.items))
+            first = i == 0 or plan.places[i - 1] is not None
+            start = times[following - 1][1] if following else 0
+            end = times[following][0] if following < len(plan.items) else segment.duration_ms
+            words.append(WordTiming(start if first else end, end))
+    return Result(tuple(words))
