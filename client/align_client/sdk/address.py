@@ -10,7 +10,10 @@ import platformdirs
 
 def default_socket() -> Path:
     """The unix socket of this user's own server, in a folder that only this user may enter."""
-    return Path(platformdirs.user_runtime_dir("chatalign")) / "align.sock"
+    # A login shell has XDG_RUNTIME_DIR and a cron job has not, yet both must find the same server.
+    runtime = Path(os.environ.get("XDG_RUNTIME_DIR") or f"/run/user/{os.getuid()}")
+    folder = runtime if runtime.is_dir() else platformdirs.user_cache_path()
+    return folder / "chatalign" / "align.sock"
 
 
 def default_address() -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from typing import TYPE_CHECKING, TypeVar, Self
+from typing import TYPE_CHECKING, Self, TypeVar
 
 from align_client.sdk.async_client import AsyncClient
 

@@ -48,9 +48,9 @@ class _Pending:
 
 
 class AlignStream:
-    """Use as `async with`. `align` may be awaited from many tasks at once.
+    """Use as `async with`. Many tasks may submit at once.
 
-    After a lost connection it tries again for `patience_s`; then every waiting `align` raises ServerUnavailable.
+    After a lost connection it tries again for `patience_s`; then every future raises ServerUnavailable.
     """
 
     def __init__(self, stub: AlignServiceStub, address: str, model: str, patience_s: float, metadata: Metadata) -> None:
@@ -69,6 +69,7 @@ class AlignStream:
         self._failure: AlignError | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
+        self._later: asyncio.Task[None] | None = None  # held, so that the loop does not lose it
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -84,8 +85,8 @@ class AlignStream:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def align(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> tuple[WordTiming, ...]:
-        """Align one segment: 16 kHz mono int16. Waits while too much is held already."""
+    async def submit(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> asyncio.Future[tuple[WordTiming, ...]]:
+        """Hand over one segment, 16 kHz mono int16, and get its future. Waits while too much is held already."""
         message = wire.segment(str(next(self._ids)), pcm, words)
         pending = _Pending(message, wire.audio_ms(message))
         async with self._changed:
@@ -95,12 +96,12 @@ class AlignStream:
             self._held_ms += pending.cost_ms
             self._outbox.append(pending)
             self._changed.notify_all()
-        try:
-            return await pending.future
-        finally:
-            self._held_ms -= pending.cost_ms
-            pending.future.cancel()
-            await self._notify()
+        pending.future.add_done_callback(lambda _: self._let_go(pending.cost_ms))
+        return pending.future
+
+    def _let_go(self, cost_ms: int) -> None:
+        self._held_ms -= cost_ms
+        self._later = asyncio.create_task(self._notify())
 
     async def _notify(self) -> None:
         async with self._changed:

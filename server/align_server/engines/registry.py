@@ -29,21 +29,22 @@ class ModelDescription:
 
 def available() -> list[ModelDescription]:
     """Every model that can be served here, the default first."""
-    from align_server.engines.sphinx import model  # noqa: PLC0415  the registry describes without loading
+    from align_server.engines.sphinx.model import model_folder  # noqa: PLC0415  the wheel may be missing
 
+    weights = model_folder() / "en-us"
     return [
         ModelDescription(
             name=DEFAULT_MODEL,
             languages=("eng",),
-            licence=model.LICENCE,
-            size_bytes=model.size_bytes(),
+            licence="BSD-2-Clause",
+            size_bytes=sum(path.stat().st_size for path in weights.iterdir() if path.is_file()),
             note="CMU Sphinx US English, inside the pocketsphinx wheel",
         )
     ]
 
 
 def create(name: str, device: str) -> Engine:
-    """Make the engine of that name, not yet loaded. Raises EngineLoadError for an unknown name."""
+    """Make the engine of that name, not yet loaded. Raises EngineLoadError for an unknown name or device."""
     import torch  # noqa: PLC0415  slow to import: only a server that computes needs it
 
     # Batches run side by side, one per core; threads inside each would only get in each other's way.
@@ -51,6 +52,16 @@ def create(name: str, device: str) -> Engine:
     if name == DEFAULT_MODEL:
         from align_server.engines.sphinx.engine import SphinxEngine  # noqa: PLC0415  imports torch
 
-        return SphinxEngine(device=device)
+        # The model is too small for a GPU to help: auto means the CPU.
+        return SphinxEngine(device="cpu" if device == "auto" else _present(device))
     known = ", ".join(model.name for model in available())
     raise EngineLoadError(f"there is no model {name!r}; this server can serve: {known}")
+
+
+def _present(device: str) -> str:
+    import torch  # noqa: PLC0415  see create
+
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[device]:
+        raise EngineLoadError(f"this machine has no {device} device that torch can use; leave --device out, or use cpu")
+    return device

@@ -1,0 +1,343 @@
+"""The command line of align-client: the only place that reads flags.
+
+Exit codes: 0 everything aligned, 1 something was not (the report says what), 2 wrong usage, 3 no server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from align_client.progress import Lines
+    from align_client.report import FileReport
+    from align_client.sdk.types import AlignResult
+
+INCOMPLETE = 1
+NO_SERVER = 3
+
+F = Any
+
+
+def _server(command: F) -> F:
+    """The options that say which server is asked."""
+    command = click.option("--model", metavar="NAME", help="The model to align with; default: the server's.")(command)
+    command = click.option(
+        "--start-server", is_flag=True, help="Start a server when none answers there (needs the [server] extra)."
+    )(command)
+    return click.option(
+        "--server", "address", metavar="ADDRESS", help="unix:/path/to.sock or host:port; default: $ALIGN_SERVER, else your own."
+    )(command)
+
+
+media_dir = click.option(
+    "--media-dir",
+    "media_dirs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="A folder to look for recordings in, after the transcript's own; may be repeated.",
+)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="chatalign")
+def main() -> None:
+    """Put word times into CHAT transcripts, with a running align-server."""
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder for the results; a folder INPUT's tree is kept.")
+@click.option("--in-place", is_flag=True, help="Write each result over its transcript.")
+@_server
+@media_dir
+@click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files worked on at once.")
+@click.option("--no-wor", is_flag=True, help="Only add missing time bullets; write no %wor tiers.")
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was and was not aligned, as JSON.")
+def align(
+    *,
+    inputs: tuple[str, ...],
+    out: Path | None,
+    in_place: bool,
+    address: str | None,
+    start_server: bool,
+    model: str | None,
+    media_dirs: tuple[Path, ...],
+    jobs: int,
+    no_wor: bool,
+    report: Path | None,
+) -> None:
+    """Align transcripts and write them with word times.
+
+    INPUT is a .cha file, a folder, or @list.txt with one of these a line. Nothing but time bullets and %wor tiers
+    changes in a file.
+    """
+    from align_client import corpus, files
+
+    if (out is None) == (not in_place):
+        raise click.UsageError("say where the results go: either -o OUT or --in-place")
+    try:
+        work = files.jobs(inputs, out)
+    except files.InputError as error:
+        raise click.UsageError(str(error)) from error
+    if not work:
+        raise click.UsageError("there is no .cha file in what was given")
+    _check_folders(media_dirs)
+    options = corpus.Options(wor=not no_wor, media_dirs=media_dirs, jobs=jobs)
+    with _progress(len(work)) as progress:
+        reports = asyncio.run(_align(work, options, progress, address, model, start_server=start_server))
+    _finish(reports, report)
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@media_dir
+@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the findings as JSON.")
+def check(*, inputs: tuple[str, ...], media_dirs: tuple[Path, ...], report: Path | None) -> None:
+    """Say what would be aligned and what not, and why; needs no server, writes no transcript."""
+    from align_client import corpus, files
+
+    try:
+        work = files.jobs(inputs, None)
+    except files.InputError as error:
+        raise click.UsageError(str(error)) from error
+    if not work:
+        raise click.UsageError("there is no .cha file in what was given")
+    _check_folders(media_dirs)
+    reports = []
+    for job in work:
+        found = corpus.inspect(job.source, corpus.Options(media_dirs=media_dirs))
+        reports.append(found)
+        click.echo(_findings(found))
+    _write_report(reports, report)
+    sys.exit(0 if all(found.is_complete for found in reports) else INCOMPLETE)
+
+
+@main.command()
+@click.argument("audio", type=click.Path(path_type=Path))
+@click.option("--text", help="What is said, as words.")
+@click.option("--text-file", type=click.Path(path_type=Path), help="A UTF-8 file with what is said.")
+@click.option("--language", default="eng", show_default=True, help="ISO 639-3.")
+@click.option("--format", "form", type=click.Choice(["table", "json"]), default="table", show_default=True)
+@_server
+def words(
+    *,
+    audio: Path,
+    text: str | None,
+    text_file: Path | None,
+    language: str,
+    form: str,
+    address: str | None,
+    start_server: bool,
+    model: str | None,
+) -> None:
+    """Print when each word of a short recording is said."""
+    if (text is None) == (text_file is None):
+        raise click.UsageError("give the words: either --text or --text-file")
+    if text_file is not None:
+        try:
+            text = text_file.read_text(encoding="utf-8-sig")
+        except (OSError, UnicodeDecodeError) as error:
+            raise click.UsageError(f"cannot read {text_file}: {error}") from error
+    result = asyncio.run(_words(audio, text or "", language, address, model, start_server=start_server))
+    if form == "json":
+        click.echo(json.dumps(_word_values(result), ensure_ascii=False, indent=1))
+    else:
+        _print_words(result)
+    sys.exit(0 if all(word.reason is None for word in result.words) else INCOMPLETE)
+
+
+async def _align(
+    work: Sequence[Any],
+    options: Any,
+    progress: Lines,
+    address: str | None,
+    model: str | None,
+    *,
+    start_server: bool,
+) -> list[FileReport]:
+    from align_client.corpus import Corpus
+    from align_client.sdk.async_client import AsyncClient
+    from align_client.sdk.errors import AlignError
+
+    async with AsyncClient(address, model=model) as client:
+        try:
+            await _reach(client, start_server=start_server)
+            await _check_model(client, model)
+        except AlignError as error:
+            _no_server(error)
+        return await Corpus(client, options, progress).run(work)
+
+
+async def _words(
+    audio: Path, text: str, language: str, address: str | None, model: str | None, *, start_server: bool
+) -> AlignResult:
+    from align_client.chat.speech import spoken_words
+    from align_client.media.errors import MediaError
+    from align_client.sdk.async_client import AsyncClient
+    from align_client.sdk.errors import AlignError, RequestRefused
+
+    said = [word for written in text.split() for word in spoken_words(written, language) if _has_sound(word)]
+    if not said:
+        raise click.UsageError("there is no word in the text")
+    async with AsyncClient(address, model=model) as client:
+        try:
+            await _reach(client, start_server=start_server)
+            return await client.align(audio, said, language=language)
+        except RequestRefused as error:
+            raise click.UsageError(str(error)) from error
+        except MediaError as error:
+            raise click.ClickException(str(error)) from error
+        except AlignError as error:
+            _no_server(error)
+
+
+def _has_sound(word: str) -> bool:
+    return any(c.isalnum() for c in word)
+
+
+async def _reach(client: Any, *, start_server: bool) -> None:
+    """Make sure that a server of our version answers. Raises AlignError."""
+    from align_client.sdk.errors import ServerUnavailable
+
+    try:
+        await client.info()
+    except ServerUnavailable:
+        if not start_server:
+            raise
+        _start_server(client.address)
+        await client.close()
+        await client.info()
+
+
+def _start_server(address: str) -> None:
+    import shutil
+    import subprocess
+
+    if not address.startswith("unix:"):
+        raise click.UsageError(f"--start-server starts one on a unix socket of this machine, not at {address}")
+    beside = Path(sys.executable).with_name("align-server")
+    program = str(beside) if beside.exists() else shutil.which("align-server")
+    if program is None:
+        raise click.UsageError("there is no align-server here; install it with: pip install 'chatalign[server]'")
+    click.echo(f"starting a server at {address}", err=True)
+    done = subprocess.run(
+        [program, "start", "--socket", address.removeprefix("unix:")], stdout=subprocess.DEVNULL, check=False
+    )
+    if done.returncode != 0:
+        sys.exit(NO_SERVER)
+
+
+async def _check_model(client: Any, model: str | None) -> None:
+    if model and model not in (known := [row.name for row in await client.models()]):
+        raise click.UsageError(f"the server has no model {model!r}; it can serve {', '.join(known)}")
+
+
+def _no_server(error: Exception) -> Any:
+    click.echo(f"Error: {error}", err=True)
+    sys.exit(NO_SERVER)
+
+
+def _check_folders(media_dirs: Sequence[Path]) -> None:
+    for folder in media_dirs:
+        if not folder.is_dir():
+            raise click.UsageError(f"--media-dir {folder} is not a folder")
+
+
+def _progress(files: int) -> Lines:
+    from rich.console import Console
+
+    from align_client.progress import Bars, Lines
+
+    console = Console(stderr=True)
+    return Bars(console, files) if console.is_terminal else Lines(console, files)
+
+
+def _finish(reports: Sequence[FileReport], path: Path | None) -> None:
+    """Say what was not aligned, write the report, and exit."""
+    shown = 20
+    for report in reports:
+        notes = [*report.left_alone, *report.missing]
+        for note in notes[:shown]:
+            click.echo(f"{report.source}:{note.line}:{note.column}: {note.text}: {note.why}", err=True)
+        if len(notes) > shown:
+            click.echo(f"{report.source}: {len(notes) - shown} more; see --report", err=True)
+        for note in report.warnings:
+            click.echo(f"{report.source}:{note.line}:{note.column}: warning: {note.why}", err=True)
+    _write_report(reports, path)
+    if any(report.no_server for report in reports):
+        sys.exit(NO_SERVER)
+    sys.exit(0 if all(report.is_complete for report in reports) else INCOMPLETE)
+
+
+def _write_report(reports: Sequence[FileReport], path: Path | None) -> None:
+    if path is None:
+        return
+    from align_client.files import write_atomically
+
+    totals = {
+        "files": len(reports),
+        "failed": sum(bool(report.error) for report in reports),
+        "words": sum(report.words for report in reports),
+        "words_aligned": sum(report.words_aligned for report in reports),
+        "audio_s": round(sum(report.audio_s for report in reports), 3),
+    }
+    document = {"version": 1, "totals": totals, "files": [report.as_json() for report in reports]}
+    try:
+        write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
+    except OSError as error:
+        raise click.ClickException(f"cannot write the report {path}: {error.strerror}") from error
+
+
+def _findings(report: FileReport) -> str:
+    """What `check` says of one file."""
+    from align_client.progress import summary
+
+    lines = [summary(report)] if report.error else [
+        f"{report.source}: {report.words_aligned} of {report.words} words of {report.utterances_aligned} of "
+        f"{report.utterances} utterances would be aligned, {report.audio_s:.1f} s of audio"
+    ]
+    lines += [
+        f"{report.source}:{note.line}:{note.column}: {note.text}: {note.why}"
+        for note in (*report.left_alone, *report.missing)
+    ]
+    lines += [f"{report.source}:{note.line}:{note.column}: warning: {note.why}" for note in report.warnings]
+    return "\n".join(lines)
+
+
+def _print_words(result: AlignResult) -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"times in seconds, by {result.model}", title_justify="left")
+    table.add_column("word")
+    for head in ("start", "end", "score"):
+        table.add_column(head, justify="right")
+    table.add_column("")
+    for word in result.words:
+        times = [f"{value:.3f}" if value is not None else "-" for value in (word.start, word.end)]
+        table.add_row(word.text, *times, f"{word.score:.2f}" if word.reason is None else "-", word.why)
+    Console().print(table)
+
+
+def _word_values(result: AlignResult) -> dict[str, Any]:
+    return {
+        "model": result.model,
+        "words": [
+            {"word": word.text, "start": word.start, "end": word.end, "score": round(word.score, 4)}
+            | ({} if word.reason is None else {"reason": word.reason.name.lower(), "detail": word.why})
+            for word in result.words
+        ],
+    }
+
+
+if __name__ == "__main__":
+    main()

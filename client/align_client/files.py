@@ -1,0 +1,95 @@
+"""Which files are meant by the command line's INPUT, where their outputs go, and writing them safely."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+
+class InputError(Exception):
+    """An INPUT cannot be used; the message says which and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One file to align and where the result goes."""
+
+    source: Path
+    target: Path
+
+
+def jobs(inputs: Sequence[str], out: Path | None) -> list[Job]:
+    """One job for each .cha file that the inputs name; `out` None means in place.
+
+    A folder is walked and its tree kept below `out`; `@list.txt` names one input a line. Raises InputError.
+    """
+    found: dict[Path, Job] = {}
+    for source, relative in _sources(inputs, out):
+        target = source if out is None else out / relative
+        if out is not None and target.resolve() == source.resolve():
+            raise InputError(f"{source} would be overwritten by its own output; choose another OUT, or use --in-place")
+        earlier = found.get(target)
+        if earlier is not None and earlier.source.resolve() != source.resolve():
+            raise InputError(f"{earlier.source} and {source} would both be written to {target}; align them apart")
+        found[target] = Job(source, target)
+    return list(found.values())
+
+
+def _sources(inputs: Sequence[str], out: Path | None) -> Iterator[tuple[Path, Path]]:
+    for name in inputs:
+        if name.startswith("@") and not Path(name).exists():
+            yield from _sources(_listed(Path(name[1:])), out)
+            continue
+        path = Path(name)
+        if path.is_dir() and path.suffix.lower() != ".cha":
+            yield from ((source, source.relative_to(path)) for source in _walk(path, out))
+        elif path.exists() or path.is_symlink():
+            yield path, Path(path.name)
+        else:
+            raise InputError(f"there is no {path}")
+
+
+def _listed(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the list {path}: {error}") from error
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
+    """Every .cha below the folder, sorted, less what lies in OUT."""
+    skip = None if out is None else out.resolve()
+    for here, folders, names in os.walk(folder):
+        folders[:] = sorted(
+            name for name in folders if not name.startswith(".") and (Path(here) / name).resolve() != skip
+        )
+        yield from (Path(here) / name for name in sorted(names) if name.lower().endswith(".cha"))
+
+
+def write_atomically(target: Path, data: bytes, mode_of: Path | None = None) -> None:
+    """Write a file so that it is never seen half done; with the permissions of `mode_of`. Raises OSError."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    # Through a link, as a plain write would be: the link itself stays.
+    target = target.resolve()
+    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        if mode_of is not None:
+            shutil.copymode(mode_of, temporary)
+        temporary.replace(target)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
