@@ -108,16 +108,16 @@ class G2P:
     def load(cls, path: Path = MODEL) -> G2P:
         """The model in a file of `save`. Raises EngineLoadError where it is missing or is not one."""
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return cls(*_unpack(dict(arrays)))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise EngineLoadError(
                 f"{path} is not a grapheme-to-phoneme model ({error}): reinstall chatalign[server], "
                 "or make it anew with python -m align_server.engines.sphinx.train_g2p"
             ) from error
 
     def guesses(self, word: str, count: int = 3) -> tuple[tuple[str, ...], ...]:
-        """The `count` likeliest pronunciations of a word of small letters and apostrophes, best first.
+        """The `count` likeliest pronunciations of a word of small letters, best first.
 
         Empty if the word is empty, has other characters or is longer than MAX_LETTERS.
         """

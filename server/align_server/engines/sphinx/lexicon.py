@@ -26,6 +26,8 @@ SUPPLEMENT = Path(__file__).with_name("supplement.dict")
 MAX_PRONUNCIATIONS = 6  # of a word; every one makes the search graph larger
 MAX_LETTERS = 80  # no English word is longer, and the work per word stays bounded
 MAX_ACRONYM = 5
+MIN_COMPOUNDED = 3  # letters of each half of a compound
+MAX_COMPOUNDS = 2
 CACHED_WORDS = 16_384
 
 _DASHES = dict.fromkeys(map(ord, "\u2010\u2011\u2012\u2013\u2014\u2212"), "-")
@@ -162,7 +164,16 @@ class Lexicon:
         spelled: tuple[Pronunciation, ...] = ()
         if len(letters) <= MAX_ACRONYM and not _VOWEL.search(letters):  # "nhs", but also "grrr"
             spelled = _joined(self._listed(letter) for letter in letters)
-        return (*spelled[:1], *self._g2p.guesses(letters))
+        return (*spelled[:1], *self._g2p.guesses(letters), *self._compound(letters))
+
+    def _compound(self, letters: str) -> tuple[Pronunciation, ...]:
+        """The two listed words that make up a word, at the split that leaves the longest shorter one."""
+        middle = len(letters) / 2
+        for at in sorted(range(MIN_COMPOUNDED, len(letters) - MIN_COMPOUNDED + 1), key=lambda at: abs(at - middle)):
+            parts = self._listed(letters[:at]), self._listed(letters[at:])
+            if all(parts):
+                return _joined(parts)[:MAX_COMPOUNDS]
+        return ()
 
 
 def _possessive(last_phone: str) -> Pronunciation:

@@ -58,9 +58,12 @@ class Rates:
 
 
 def split(entries: dict[str, str]) -> tuple[list[Entry], list[str]]:
-    """The pronunciations to train on, and the words held out: those whose checksums are the smallest."""
-    words = [word for word in entries if re.fullmatch("[a-z']+", word)]
-    held_out = sorted((word for word in words if word.isalpha()), key=lambda w: (zlib.crc32(w.encode()), w))[:HELD_OUT]
+    """The pronunciations to train on, and the words held out: those whose checksums are the smallest.
+
+    Words with an apostrophe are left out of both: "angle's" would tell how "angle" is said.
+    """
+    words = [word for word in entries if re.fullmatch("[a-z]+", word)]
+    held_out = sorted(words, key=lambda word: (zlib.crc32(word.encode()), word))[:HELD_OUT]
     kept = set(words).difference(held_out)
     lines = ((word, line) for word in words if word in kept for line in entries[word].split("\n"))
     return [Entry(word, tuple(line.split())) for word, line in lines], sorted(held_out)
@@ -90,15 +93,20 @@ class Aligner:
             for _, group in sorted(sizes.items())
         ]
         self._p = np.ones(self._n_letters**2 * self._n_phones**2)
+        self._p_of_one = 1.0  # of a graphone used once
 
     def train(self, rounds: int) -> None:
-        """Run `rounds` of expectation maximisation, then forget the rare graphones and run once more."""
-        for number in range(rounds):
-            counts, log_likelihood = self._expect()
-            logger.info("alignment round %d: log likelihood %.0f", number + 1, log_likelihood)
-            if number == rounds - 1:
-                counts[counts < MIN_GRAPHONE] = 0.0
-            self._p = counts / counts.sum()
+        """Run `rounds` of expectation maximisation, then forget the rare graphones."""
+        for number in range(1, rounds + 1):
+            logger.info("alignment round %d: log likelihood %.0f", number, self.train_once())
+        self._p[self._p < MIN_GRAPHONE * self._p_of_one] = 0.0
+
+    def train_once(self) -> float:
+        """One round of expectation maximisation; the log likelihood before it."""
+        counts, log_likelihood = self._expect()
+        self._p = counts / counts.sum()
+        self._p_of_one = 1.0 / counts.sum()
+        return log_likelihood
 
     def _codes(self, letters: Ints, phones: Ints, i: int, j: int, shape: tuple[int, int]) -> Ints:
         """The code of the graphone of that shape ending before letter i and phone j, for each word of a group."""
