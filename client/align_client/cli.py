@@ -9,7 +9,7 @@ import asyncio
 import json
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -33,7 +33,10 @@ def _server(command: F) -> F:
         "--start-server", is_flag=True, help="Start a server when none answers there (needs the [server] extra)."
     )(command)
     return click.option(
-        "--server", "address", metavar="ADDRESS", help="unix:/path/to.sock or host:port; default: $ALIGN_SERVER, else your own."
+        "--server",
+        "address",
+        metavar="ADDRESS",
+        help="unix:/path/to.sock or host:port; default: $ALIGN_SERVER, else your own.",
     )(command)
 
 
@@ -54,13 +57,17 @@ def main() -> None:
 
 @main.command()
 @click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
-@click.option("-o", "--out", type=click.Path(path_type=Path), help="The folder for the results; a folder INPUT's tree is kept.")
+@click.option(
+    "-o", "--out", type=click.Path(path_type=Path), help="The folder for the results; a folder INPUT's tree is kept."
+)
 @click.option("--in-place", is_flag=True, help="Write each result over its transcript.")
 @_server
 @media_dir
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files worked on at once.")
 @click.option("--no-wor", is_flag=True, help="Only add missing time bullets; write no %wor tiers.")
-@click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was and was not aligned, as JSON.")
+@click.option(
+    "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was and was not aligned, as JSON."
+)
 def align(
     *,
     inputs: tuple[str, ...],
@@ -240,7 +247,7 @@ async def _check_model(client: Any, model: str | None) -> None:
         raise click.UsageError(f"the server has no model {model!r}; it can serve {', '.join(known)}")
 
 
-def _no_server(error: Exception) -> Any:
+def _no_server(error: Exception) -> NoReturn:
     click.echo(f"Error: {error}", err=True)
     sys.exit(NO_SERVER)
 
@@ -300,9 +307,11 @@ def _findings(report: FileReport) -> str:
     """What `check` says of one file."""
     from align_client.progress import summary
 
-    lines = [summary(report)] if report.error else [
-        f"{report.source}: {report.words_aligned} of {report.words} words of {report.utterances_aligned} of "
-        f"{report.utterances} utterances would be aligned, {report.audio_s:.1f} s of audio"
+    if report.error:
+        return summary(report)
+    lines = [
+        f"{report.source}: {report.words_aligned} of {report.words} words would be aligned, in "
+        f"{report.utterances_aligned} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
     ]
     lines += [
         f"{report.source}:{note.line}:{note.column}: {note.text}: {note.why}"
@@ -317,7 +326,9 @@ def _print_words(result: AlignResult) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title=f"times in seconds, by {result.model}", title_justify="left")
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, title=f"times in seconds, by {result.model}", title_justify="left"
+    )
     table.add_column("word")
     for head in ("start", "end", "score"):
         table.add_column(head, justify="right")

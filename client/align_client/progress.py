@@ -5,6 +5,9 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Protocol, Self
 
+from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as RichProgress
+
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
@@ -65,15 +68,15 @@ class Lines:
     def finished(self, report: FileReport) -> None:
         """One line."""
         self._done += 1
-        self._console.print(f"[{self._done}/{self._files}] {summary(report)}", markup=False, highlight=False, soft_wrap=True)
+        self._console.print(
+            f"[{self._done}/{self._files}] {summary(report)}", markup=False, highlight=False, soft_wrap=True
+        )
 
 
 class Bars(Lines):
     """One bar for each running file and one in all: segments, audio-seconds per second, time left."""
 
     def __init__(self, console: Console, files: int) -> None:
-        from rich.progress import BarColumn, Progress as RichProgress, TextColumn, TimeRemainingColumn  # noqa: PLC0415
-
         super().__init__(console, files)
         self._bars = RichProgress(
             TextColumn("{task.description}"),
@@ -84,7 +87,7 @@ class Bars(Lines):
             console=console,
             transient=True,
         )
-        self._tasks: dict[Path, tuple[int, int, int]] = {}
+        self._tasks: dict[Path, tuple[TaskID, int, int]] = {}
         self._since = time.monotonic()
         self._audio_s = 0.0
         self._total_s = 0.0
@@ -118,7 +121,7 @@ class Bars(Lines):
     def finished(self, report: FileReport) -> None:
         """Take the bar away and print the line."""
         if report.source in self._tasks:
-            self._bars.remove_task(self._tasks.pop(report.source)[0])  # type: ignore[arg-type]
+            self._bars.remove_task(self._tasks.pop(report.source)[0])
         super().finished(report)
         self._bars.update(self._all, segments=f"{self._done}/{self._files} files")
 

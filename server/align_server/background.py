@@ -13,7 +13,6 @@ import time
 from typing import TYPE_CHECKING
 
 from align_client import AlignError, Client
-
 from align_server.lock import UnsafeFolderError, owner, private_folder
 
 if TYPE_CHECKING:

@@ -144,9 +144,9 @@ def stop(**given: Any) -> None:
 @_where
 def status(*, watch: bool, **given: Any) -> None:
     """Show models, queue, clients and memory of a running server."""
-    from align_client import AlignError, Client
     from rich.console import Console
 
+    from align_client import AlignError, Client
     from align_server.tables import status_table
 
     config = _config(**given)
@@ -169,17 +169,16 @@ def status(*, watch: bool, **given: Any) -> None:
 @_where
 def models(**given: Any) -> None:
     """List the models that can be served here; says which are loaded where a server runs."""
-    from align_client import AlignError, Client
     from rich.console import Console
 
+    from align_client import AlignError, Client
     from align_server.engines import registry
     from align_server.tables import models_table
 
     config = _config(**given)
     states: dict[str, str] = {}
-    with Client(config.address) as client:
-        with contextlib.suppress(AlignError):  # no server: then nothing is loaded
-            states = {model.name: model.state for model in client.models()}
+    with Client(config.address) as client, contextlib.suppress(AlignError):  # no server: then nothing is loaded
+        states = {model.name: model.state for model in client.models()}
     Console().print(models_table(registry.available(), states))
 
 

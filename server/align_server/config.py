@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from align_client.sdk.address import default_socket
-
 from align_server.engines.registry import DEFAULT_MODEL
 
 DEVICES = ("auto", "cpu", "cuda", "mps")

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import grpc
 import structlog
-from align_proto.v1 import align_pb2, align_pb2_grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from align_proto.v1 import align_pb2, align_pb2_grpc
 from align_server import __version__
 from align_server.engines import registry
 from align_server.engines.engine import EngineLoadError

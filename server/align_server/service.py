@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import psutil
+
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceServicer
-
 from align_server import __version__
 from align_server.engines.engine import MissingReason, Segment, Word, WordKind
 from align_server.errors import statuses

@@ -12,7 +12,6 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from align_client import ModelInfo, ServerInfo
-
     from align_server.engines.registry import ModelDescription
 
 

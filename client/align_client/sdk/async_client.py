@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import grpc
-from align_proto.v1 import align_pb2 as pb
-from align_proto.v1.align_pb2_grpc import AlignServiceStub
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from align_client.media.stream import from_array, read
@@ -25,6 +23,8 @@ from align_client.sdk.errors import AccessDenied, DeadlineExceeded, ServerBusy, 
 from align_client.sdk.retry import Backoff
 from align_client.sdk.stream import AlignStream
 from align_client.sdk.types import AlignResult, ModelInfo, ServerInfo, Word
+from align_proto.v1 import align_pb2 as pb
+from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

@@ -15,11 +15,11 @@ from functools import partial
 from typing import TYPE_CHECKING, Self
 
 import grpc
-from align_proto.v1 import align_pb2 as pb
 
 from align_client.sdk import wire
 from align_client.sdk.errors import AlignError, ServerUnavailable, from_status
 from align_client.sdk.retry import Backoff
+from align_proto.v1 import align_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -27,9 +27,9 @@ if TYPE_CHECKING:
 
     import numpy as np
     import numpy.typing as npt
-    from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
     from align_client.sdk.types import Word, WordTiming
+    from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
     Metadata = tuple[tuple[str, str], ...]
 
@@ -45,6 +45,12 @@ class _Pending:
     future: asyncio.Future[tuple[WordTiming, ...]] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
+
+    def fail(self, error: AlignError) -> None:
+        """Raise the error where the future is awaited, if it is."""
+        if not self.future.done():
+            self.future.set_exception(error)
+            self.future.exception()  # whoever gave up waiting needs no warning of it
 
 
 class AlignStream:
@@ -131,8 +137,7 @@ class AlignStream:
         finally:
             failure = self._failure or ServerUnavailable("the stream was closed")
             for pending in (*self._unanswered.values(), *self._outbox):
-                if not pending.future.done():
-                    pending.future.set_exception(failure)
+                pending.fail(failure)
             await self._notify()
 
     def _lost(self, error: AlignError) -> AlignError:
@@ -141,12 +146,9 @@ class AlignStream:
             pending.losses += 1
             if pending.losses < MAX_LOSSES:
                 self._outbox.appendleft(pending)
-            elif not pending.future.done():
-                pending.future.set_exception(
-                    ServerUnavailable(
-                        f"the connection was lost {MAX_LOSSES} times while this was being aligned: {error}"
-                    )
-                )
+            else:
+                times = f"{MAX_LOSSES} times while this was being aligned"
+                pending.fail(ServerUnavailable(f"the connection was lost {times}: {error}"))
         self._unanswered.clear()
         return error
 

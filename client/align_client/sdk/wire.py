@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from align_proto.v1 import align_pb2 as pb
-
 from align_client.sdk.types import MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
+from align_proto.v1 import align_pb2 as pb
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
