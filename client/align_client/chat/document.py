@@ -124,7 +124,6 @@ _KNOWN_HEADERS = frozenset(
 )
 _MEDIA_KINDS = frozenset({"audio", "video", "missing"})
 _MEDIA_FLAGS = frozenset({"unlinked", "missing", "notrans"})
-_BEFORE_WOR = frozenset({"mor", "gra"})
 _BOM = "\ufeff"
 
 
@@ -320,11 +319,8 @@ class Document:
     def _read_dependent(self, tier: _Tier, utterances: list[Utterance]) -> None:
         name = _DEPENDENT.match(self._text, tier.start, tier.end)
         place = self._places[-1]
-        if name is None:
-            return
-        if name["code"] in _BEFORE_WOR:
-            place.last = tier
-        elif name["code"] == "wor" and place.wor is None:
+        place.last = tier
+        if name and name["code"] == "wor" and place.wor is None:
             place.wor = tier
             utterances[-1] = replace(utterances[-1], wor=wor_tier.read_wor(self._text[name.end() : tier.end]))
 

@@ -16,7 +16,7 @@ TIME_BULLET: Final = re.compile(r'\x15(?:%\w+:"[^"\x15]*"_)?(?P<start>[0-9]{1,10
 # Inside a word, these say how it was said and are no part of its letters.
 VOICE: Final = "°∆∇⁎▁▔☺♋⁇∬∮⤇⤆⁑∙∾≠↻↑↓⌈⌉⌊⌋\u0332\x01\x02\x03\x04"  # noqa: RUF001  CHAT's own characters
 GREEK_VOICE: Final = "ἩΫ"  # letters of Greek, marks elsewhere
-PROSODY: Final = "^~ˈˌ#*"
+PROSODY: Final = "^~ˈˌ*"
 
 _CA_END: Final = "⇗↗→↘⇘≈≋∞"
 _BETWEEN: Final = ';„‡≡=“”"‹›〔〕'  # noqa: RUF001  neither said nor heard

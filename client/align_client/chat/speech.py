@@ -25,7 +25,7 @@ TONE_LANGUAGES = frozenset({"zho", "cmn", "yue", "nan", "hak", "wuu"})
 YEARS = range(1100, 2100)  # a bare four-digit number in this range is read as a year
 LONGEST_CARDINAL = 6  # digits; a longer run without separators is a telephone number or a code
 
-_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'"})  # noqa: RUF001  these are the marks to replace
+_APOSTROPHES = str.maketrans({"’": "'", "‘": "'", "ʼ": "'", "#": ""})  # noqa: RUF001  marks to replace; # joins a clitic
 _INVISIBLE = re.compile("[\u00ad\u200b\u200e\u200f\u2060\ufeff]")
 _NUMBER = re.compile(
     r"(?P<clock>\d{1,2}:[0-5]\d(?!\d))"

@@ -101,7 +101,7 @@ def read_words(text: str, start: int, end: int, context: FileContext) -> Reading
 class _Reader:
     """Takes the tokens of one main tier in order and keeps the items they make.
 
-    A token goes to the method named after its group in `marks.TOKEN`; separators and linkers have none.
+    A token goes to the method of its group in `marks.TOKEN`; separators, linkers and span marks have none.
     """
 
     def __init__(self, context: FileContext, start: int) -> None:
@@ -113,10 +113,24 @@ class _Reader:
         self._groups: list[int] = []  # where each open `<` began, as an index of items
         self._scope = 0  # where the word or group began that a code in brackets would speak of
         self._zero: int | None = None  # where a `0` stands that may prove to be an event
+        self._methods = {
+            "plain": self._take_plain,
+            "word": self._take_word,
+            "terminator": self._take_terminator,
+            "sound": self._take_sound,
+            "interposed": self._take_interposed,
+            "bracket": self._take_bracket,
+            "pause": self._take_pause,
+            "open": self._take_open,
+            "close": self._take_close,
+            "bullet": self._take_bullet,
+            "stray": self._take_stray,
+            "code": self._take_code,
+        }
 
     def take(self, token: re.Match[str]) -> None:
         name = token.lastgroup
-        method = getattr(self, f"_take_{name}", None)
+        method = self._methods.get(name or "")
         if method:
             method(token, token.start())
         if name not in {"code", "bullet"} and token[0] != "0":
@@ -262,7 +276,7 @@ def _first_code(codes: str) -> str:
 
 
 def _is_only_marks(raw: str) -> bool:
-    return all(c in marks.VOICE + marks.GREEK_VOICE + marks.PROSODY + "↫_-–—'’‘`´.:()0123456789" for c in raw)  # noqa: RUF001
+    return all(c in marks.VOICE + marks.GREEK_VOICE + marks.PROSODY + "↫#_-–—'’‘`´.:()0123456789" for c in raw)  # noqa: RUF001
 
 
 def _about_stray(found: str) -> str:
