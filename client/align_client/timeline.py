@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class Timeline:
         self._ends = [bullet.end_ms for bullet in by_end]
         self._earliest_starts = list(itertools.accumulate((bullet.start_ms for bullet in reversed(by_end)), min))
 
-    def room(self, bullet: Bullet) -> tuple[int, float]:
+    def room(self, bullet: Bullet) -> tuple[int, int]:
         """Start and end of the stretch around one of the bullets that no other claims, in ms.
 
         On a side where another bullet overlaps, that is the bullet's own edge; after the last there is no end.
@@ -34,7 +35,7 @@ class Timeline:
         earlier = bisect.bisect_left(self._starts, bullet.start_ms)
         later = len(self._ends) - bisect.bisect_right(self._ends, bullet.end_ms)
         start = self._latest_ends[earlier - 1] if earlier else 0
-        end = self._earliest_starts[later - 1] if later else float("inf")
+        end = self._earliest_starts[later - 1] if later else sys.maxsize
         return min(start, bullet.start_ms), max(end, bullet.end_ms)
 
     def overlaps(self, bullet: Bullet) -> bool:
