@@ -309,10 +309,9 @@ def _findings(report: FileReport) -> str:
 
     if report.error:
         return summary(report)
-    lines = [
-        f"{report.source}: {report.words_aligned} of {report.words} words would be aligned, in "
-        f"{report.utterances_aligned} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
-    ]
+    words = f"{report.words_aligned} of {report.words} words"
+    where = f"{report.utterances_aligned} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
+    lines = [f"{report.source}: {words} would be aligned, in {where}"]
     lines += [
         f"{report.source}:{note.line}:{note.column}: {note.text}: {note.why}"
         for note in (*report.left_alone, *report.missing)

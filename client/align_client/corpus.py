@@ -206,9 +206,8 @@ def _prepare(report: FileReport, options: Options, longest_ms: int | None) -> _W
     document = Document.parse(report.source.read_bytes())
     work = _Work(document, report)
     report.utterances = len(document.utterances)
-    report.warnings += [
-        Note(p.line, p.column, "", p.message) for p in document.problems if not _is_of_utterance(work, p)
-    ]
+    of_utterances = {utterance.problem for utterance in document.utterances}
+    report.warnings += [Note(p.line, p.column, "", p.message) for p in document.problems if p not in of_utterances]
     draft = plan(document.utterances, duration_ms=None, longest_ms=longest_ms)
     if _wanted(draft, work, options):
         work.media = find_media(report.source, document.media, options.media_dirs)
