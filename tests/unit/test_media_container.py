@@ -10,6 +10,7 @@ import av
 import numpy as np
 import pytest
 import soundfile
+
 from align_client.media.errors import MediaError
 from align_client.media.stream import SAMPLE_RATE, Cut, Span, cut, duration_ms, read
 

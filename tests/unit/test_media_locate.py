@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
+
 from align_client.media.errors import MediaError
 from align_client.media.locate import AUDIO_EXTENSIONS, VIDEO_EXTENSIONS, find_media
 

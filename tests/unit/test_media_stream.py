@@ -11,11 +11,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 import soundfile
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
 from align_client.media import stream
 from align_client.media.errors import MediaError
 from align_client.media.stream import SAMPLE_RATE, Cut, Span, cut, duration_ms, from_array, read
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 if TYPE_CHECKING:
     from pathlib import Path
