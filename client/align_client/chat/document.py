@@ -279,7 +279,7 @@ class Document:
             case "Options" if not self.options:
                 self.options = tuple(part.strip() for part in first_line.split(",") if part.strip())
             case "Media" if self.media is None:
-                self.media = _read_media(first_line) or _read_media(" ".join(value.split()))
+                self.media = _read_media(" ".join(value.split()) if first_line.endswith(",") else first_line)
 
     def _read_main(self, tier: _Tier, index: int) -> Utterance:
         text = self._text
@@ -375,7 +375,7 @@ def _first_line(text: str) -> str:
 def _edited(text: str, edits: list[tuple[int, int, str]]) -> str:
     parts: list[str] = []
     done = 0
-    for start, end, new in sorted(edits):
+    for start, end, new in sorted(edits, key=lambda edit: edit[0]):  # stable: at one place, the bullet before the line
         parts += (text[done:start], new)
         done = end
     return "".join((*parts, text[done:]))
