@@ -95,11 +95,25 @@ class Engine(Protocol):
     `align` may be called from several threads at once after `load`.
     """
 
-    name: str
-    languages: tuple[str, ...]  # ISO 639-3, the default first
-    frame_ms: float
-    max_segment_s: float  # longer segments are refused
-    revision: str  # identifies weights and decoder: equal revisions give equal times
+    @property
+    def name(self) -> str:
+        """What users call it."""
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """ISO 639-3, the default first."""
+
+    @property
+    def frame_ms(self) -> float:
+        """Milliseconds between two places where a word can start."""
+
+    @property
+    def max_segment_s(self) -> float:
+        """Longer segments are refused."""
+
+    @property
+    def revision(self) -> str:
+        """Identifies weights and decoder: equal revisions give equal times."""
 
     def load(self) -> None:
         """Read the weights. Raises EngineLoadError with what to do about it."""
