@@ -92,7 +92,9 @@ def read_words(text: str, start: int, end: int, context: FileContext) -> Reading
     reader = _Reader(context, start)
     try:
         for token in marks.TOKEN.finditer(text, start, end):
-            reader.take(token)
+            take = reader.takers.get(token.lastgroup or "")
+            if take:
+                take(token, token.start())
     except _Trouble as trouble:
         return Reading(tuple(reader.items), "", reader.end, (trouble.offset, str(trouble)))
     return Reading(tuple(reader.items), reader.terminator, reader.end)
@@ -112,8 +114,9 @@ class _Reader:
         self._language = context.languages[0] if context.languages else ""
         self._groups: list[int] = []  # where each open `<` began, as an index of items
         self._scope = 0  # where the word or group began that a code in brackets would speak of
-        self._zero: int | None = None  # where a `0` stands that may prove to be an event
-        self._methods = {
+        # A `0` may prove to be an event: how many items stood before the last one, and where it is.
+        self._zero = (-1, 0)
+        self.takers = {
             "plain": self._take_plain,
             "word": self._take_word,
             "terminator": self._take_terminator,
@@ -127,14 +130,6 @@ class _Reader:
             "stray": self._take_stray,
             "code": self._take_code,
         }
-
-    def take(self, token: re.Match[str]) -> None:
-        name = token.lastgroup
-        method = self._methods.get(name or "")
-        if method:
-            method(token, token.start())
-        if name not in {"code", "bullet"} and token[0] != "0":
-            self._zero = None
 
     def _take_plain(self, token: re.Match[str], at: int) -> None:
         """An ordinary word of ASCII letters: most words, so the way to it is short."""
@@ -152,7 +147,7 @@ class _Reader:
         body = raw.rstrip(".:").lstrip(".") if terminator else raw.lstrip(".")
         self._scope = len(self.items)
         if body == "0":
-            self._zero = at
+            self._zero = (len(self.items), at)
         elif body.startswith("&") and not body.startswith("&-"):
             self._add(ItemKind.UNKNOWN_SOUND, at)
         elif not _is_omitted(body, is_ca=self._context.is_ca):
@@ -217,9 +212,8 @@ class _Reader:
             self._language = _first_code(token["language"]) or self._language
         elif token["times"] is not None:
             self._repeat(int(token["times"][:3]), at)
-        elif token["code"].startswith("=!") and self._zero is not None:
-            self._add(ItemKind.UNKNOWN_SOUND, self._zero)
-            self._zero = None
+        elif token["code"].startswith("=!") and self._zero[0] == len(self.items):
+            self._add(ItemKind.UNKNOWN_SOUND, self._zero[1])
 
     def _add(
         self, kind: ItemKind, at: int, language: str = "", written: str = "", spoken: tuple[str, ...] = ()
