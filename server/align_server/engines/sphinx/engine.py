@@ -62,6 +62,22 @@ class _Plan:
     missing: dict[int, WordTiming]  # the words that no model of sound stands behind
     pause_after: bool
 
+    @property
+    def shortest(self) -> int:
+        """The fewest frames that the items can take."""
+        return STATES * sum(min(map(len, item.pronunciations), default=1) for item in self.items)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """A segment ready to be searched."""
+
+    plan: _Plan
+    graph: Graph
+    features: torch.Tensor
+    utterance: Utterance
+    evidence: timing.BoundaryScores
+
 
 class SphinxEngine:
     """CMU Sphinx en-us behind the Engine protocol.
@@ -139,13 +155,12 @@ class SphinxEngine:
                 plans[i] = plan
         if plans:
             features = loaded.front_end([batch[i].pcm for i in plans])
-            prepared = [
-                (i, plan, x, _prepare(plan, x, loaded)) for (i, plan), x in zip(plans.items(), features, strict=True)
-            ]
+            pairs = zip(plans.items(), features, strict=True)
+            prepared = {i: _prepare(plan, x, loaded) for (i, plan), x in pairs}
             for group in _groups(prepared):
-                paths = best_paths([utterance for *_, (_, utterance) in group])
-                for (i, plan, x, (graph, _)), path in zip(group, paths, strict=True):
-                    results[i] = _result(batch[i], plan, graph, path, x, loaded)
+                paths = best_paths([item.utterance for item in group.values()])
+                for (i, item), path in zip(group.items(), paths, strict=True):
+                    results[i] = _result(batch[i], item, path, loaded)
         return [results[i] for i in range(len(batch))]
 
 
@@ -187,83 +202,76 @@ def _plan(segment: Segment, loaded: _Loaded) -> _Plan | Result:
 
 def _unsearchable(segment: Segment, plan: _Plan) -> Result | None:
     """The result of a segment in which no path can exist or mean anything."""
-    shortest = sum(min((len(p) for p in item.pronunciations), default=1) for item in plan.items) * STATES
     if not any(item.pronunciations for item in plan.items):
         nothing = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail="no word of this segment can be said")
         return Result(tuple(plan.missing.get(i, nothing) for i in range(len(segment.words))))
-    if len(segment.pcm) == 0 or count_frames(len(segment.pcm)) < shortest:
-        return _too_short(segment, shortest)
+    if len(segment.pcm) == 0 or count_frames(len(segment.pcm)) < plan.shortest:
+        return _too_short(segment, plan)
     if segment.pcm.min() == segment.pcm.max():
         return Result.missing(segment, MissingReason.NO_SPEECH, f"every sample is {segment.pcm[0]}")
     return None
 
 
-def _too_short(segment: Segment, shortest: int) -> Result:
-    needed = round(shortest * timing.FRAME_MS)
+def _too_short(segment: Segment, plan: _Plan) -> Result:
+    needed = round(plan.shortest * timing.FRAME_MS)
     detail = f"{segment.duration_ms} ms of audio for words that last {needed} ms at the very least"
     return Result.missing(segment, MissingReason.AUDIO_TOO_SHORT, detail)
 
 
-def _prepare(plan: _Plan, features: torch.Tensor, loaded: _Loaded) -> tuple[Graph, Utterance]:
+def _prepare(plan: _Plan, features: torch.Tensor, loaded: _Loaded) -> _Prepared:
     """The graph of a segment, with the scores of its states."""
-    phones = loaded.model.phones
-    graph = graphs.build(plan.items, phones, silence_penalty=SILENCE_PENALTY, pause_after=plan.pause_after)
-    slots = bool((graph.senones == graphs.UNKNOWN_SOUND).any())
+    graph = graphs.build(plan.items, loaded.model.phones, silence_penalty=SILENCE_PENALTY, pause_after=plan.pause_after)
+    unknown = graph.senones == graphs.UNKNOWN_SOUND
     used = graphs.used_senones(graph)
-    senones = np.unique(np.concatenate([used, loaded.context_free[used], *([loaded.speech] if slots else [])]))
-    scores = loaded.scorer(features, senones)
-    context_free = torch.from_numpy(np.searchsorted(senones, loaded.context_free[senones])).to(scores.device)
-    mixed = scores.index_select(1, context_free).mul_(ACOUSTIC_SCALE * CI_SHARE)
-    mixed.add_(scores, alpha=ACOUSTIC_SCALE * (1 - CI_SHARE))
+    slots = [loaded.speech] if unknown.any() else []
+    senones = np.unique(np.concatenate([used, loaded.context_free[used], *slots]))
+    scores = loaded.scorer(features, senones).mul_(ACOUSTIC_SCALE)
     columns = np.searchsorted(senones, graph.senones)
+    plain = np.searchsorted(senones, loaded.context_free[senones])  # the column of each one's context-free senone
     if slots:
         speech = torch.from_numpy(np.searchsorted(senones, loaded.speech)).to(scores.device)
-        best = mixed.index_select(1, speech).amax(1, keepdim=True)
-        mixed = torch.cat([mixed, best + UNKNOWN_PENALTY], dim=1)
-        columns[graph.senones == graphs.UNKNOWN_SOUND] = len(senones)
+        best = scores.index_select(1, speech).amax(1, keepdim=True)
+        scores = torch.cat([scores, best + UNKNOWN_PENALTY], dim=1)
+        columns[unknown] = len(senones)
+        plain = np.append(plain, len(senones))
+    context_free = scores.index_select(1, torch.from_numpy(plain).to(scores.device))
+    mixed = torch.lerp(scores, context_free, CI_SHARE)
     mixed.sub_(mixed.amax(1, keepdim=True))  # keeps totals small, and so precise
 
     transitions = loaded.model.transitions[graph.phones]
     loop = transitions[:, range(STATES), range(STATES)].T
     step = np.stack([graph.entry, transitions[:, 0, 1], transitions[:, 1, 2] + transitions[:, 2, 3]])
-    return graph, Utterance(mixed, columns.T, loop, step, graph.sources, graph.arrivals, graph.starts, graph.finals)
+    utterance = Utterance(mixed, columns.T, loop, step, graph.sources, graph.arrivals, graph.starts, graph.finals)
+    return _Prepared(plan, graph, features, utterance, timing.BoundaryScores(scores.cpu().numpy(), plain[columns]))
 
 
-_Prepared = tuple[int, _Plan, torch.Tensor, tuple["Graph", Utterance]]
-
-
-def _groups(prepared: list[_Prepared]) -> Iterator[list[_Prepared]]:
+def _groups(prepared: dict[int, _Prepared]) -> Iterator[dict[int, _Prepared]]:
     """Split a batch so that one search stays within MAX_WORK, or has one segment."""
-    group: list[_Prepared] = []
+    group: dict[int, _Prepared] = {}
     work = 0
-    for item in prepared:
-        more = item[3][1].work
-        if group and work + more > MAX_WORK:
+    for i, item in prepared.items():
+        if group and work + item.utterance.work > MAX_WORK:
             yield group
-            group, work = [], 0
-        group.append(item)
-        work += more
+            group, work = {}, 0
+        group[i] = item
+        work += item.utterance.work
     yield group
 
 
-def _result(
-    segment: Segment, plan: _Plan, graph: Graph, path: list[Span] | None, features: torch.Tensor, loaded: _Loaded
-) -> Result:
+def _result(segment: Segment, prepared: _Prepared, path: list[Span] | None, loaded: _Loaded) -> Result:
+    plan, graph = prepared.plan, prepared.graph
     if path is None:
-        shortest = sum(min((len(p) for p in item.pronunciations), default=1) for item in plan.items) * STATES
-        return _too_short(segment, shortest)
-    scores = timing.word_scores(path, graph, features, loaded.scorer, loaded.model.phones.filler)
-    times = timing.item_times(path, graph.owners, len(features), segment.duration_ms)
+        return _too_short(segment, plan)
+    scores = timing.word_scores(path, graph, prepared.features, loaded.scorer, loaded.model.phones.filler)
+    times = timing.item_times(path, graph.owners, prepared.evidence, segment.duration_ms)
     words: list[WordTiming] = []
+    items = 0  # seen so far
     for i, place in enumerate(plan.places):
-        if i in plan.missing:
-            words.append(plan.missing[i])
-        elif place is not None:
-            words.append(WordTiming(*times[place], scores.get(place, 0.0)))
+        if place is None:  # the first of several pauses has all of the silence
+            end = times[items][0] if items < len(times) else segment.duration_ms
+            start = times[items - 1][1] if items else 0
+            words.append(WordTiming(end if i and plan.places[i - 1] is None else start, end))
         else:
-            following = next((p for p in plan.places[i:] if p is not None), len(plan.items))
-            first = i == 0 or plan.places[i - 1] is not None
-            start = times[following - 1][1] if following else 0
-            end = times[following][0] if following < len(plan.items) else segment.duration_ms
-            words.append(WordTiming(start if first else end, end))
+            items = place + 1
+            words.append(plan.missing.get(i) or WordTiming(*times[place], scores.get(place, 0.0)))
     return Result(tuple(words))
