@@ -27,7 +27,9 @@ class SenoneScorer:
         precision = 1 / model.variances.astype(np.float64)
         means = model.means.astype(np.float64)
         size = model.means.shape[-1]
-        constant = -0.5 * ((means**2 * precision) - np.log(precision)).sum(-1, keepdims=True) - size / 2 * np.log(2 * np.pi)
+        constant = -0.5 * ((means**2 * precision) - np.log(precision)).sum(-1, keepdims=True) - size / 2 * np.log(
+            2 * np.pi
+        )
         terms = np.concatenate([-0.5 * precision, means * precision, constant], -1)  # of x squared, x and 1
         self._terms = torch.from_numpy(terms.astype(np.float32)).transpose(0, 1).contiguous().to(device)
         self._weights = torch.from_numpy(model.weights).to(device)
@@ -52,9 +54,7 @@ class SenoneScorer:
             out[start : start + _CHUNK] = _mixtures(piece, chosen, weights)[:, columns]
         return out
 
-    def _layout(
-        self, senones: npt.NDArray[np.int64]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
+    def _layout(self, senones: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Senones by codebook, padded to equal numbers: their order, the codebooks, each senone's column, the width."""
         books, first, group, count = np.unique(
             self._base[senones], return_index=True, return_inverse=True, return_counts=True
@@ -64,11 +64,12 @@ class SenoneScorer:
         columns = group * width + place
         order = np.repeat(senones[first], width)
         order[columns] = senones
-        return (*(torch.from_numpy(a).to(self._device) for a in (order, books.astype(np.int64), columns)), width)
+        wanted, chosen, found = (torch.from_numpy(a).to(self._device) for a in (order, books.astype(np.int64), columns))
+        return wanted, chosen, found, width
 
 
 def _mixtures(terms: torch.Tensor, books: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Log mixtures [frames, books * width] of terms [streams, frames, 27] with books [streams, books, densities, 27]."""
+    """Log mixtures, [frames, books * width], of terms [streams, frames, 27]; books are [streams, books, densities, 27]."""
     _, n_books, densities, _ = books.shape
     n_frames = terms.shape[1]
     density = torch.empty(n_frames, n_books, densities, device=terms.device)

@@ -26,7 +26,9 @@ FFT: Final = 512
 FILTERS: Final = 25
 CEPSTRA: Final = 13
 FEATURES: Final = 3 * CEPSTRA  # cepstra, differences, second differences
-BOUNDARY_MS: Final = 1000 * (WINDOW - HOP) / 2 / SAMPLE_RATE  # frame f begins this long after f hops: between two centres
+BOUNDARY_MS: Final = (
+    1000 * (WINDOW - HOP) / 2 / SAMPLE_RATE
+)  # frame f begins this long after f hops: between two centres
 
 _LOWEST_HZ, _HIGHEST_HZ = 130.0, 6800.0
 _PRE_EMPHASIS: Final = 0.97
@@ -40,7 +42,9 @@ _PEAK_DECAY, _PEAK_SHARE = 0.85, 0.2
 _FIRST_NOISE: Final = 1 / 20  # of the first frame's power
 _GAIN_RANGE: Final = (1 / 20, 20.0)
 _GAIN_REACH: Final = 4  # filters
-_SPEECH_LEVEL: Final = 0.3  # of the way from the 5th to the 95th percentile of c0
+_QUANTILES: Final = torch.tensor([0.05, 0.95])
+_SPEECH_LEVEL: Final = 0.3  # of the way between these quantiles of c0
+_QUIET_SHARE: Final = 0.1
 
 
 class FrontEnd:
@@ -67,11 +71,12 @@ class FrontEnd:
         signal[: len(pcm)] = samples
         signal[1 : len(pcm)] -= _PRE_EMPHASIS * samples[:-1]
         spectrum = torch.fft.rfft(signal.unfold(0, WINDOW, HOP) * self._window, FFT)
-        return (spectrum.real.square() + spectrum.imag.square()) @ self._filters
+        power = spectrum.real.square() + spectrum.imag.square()
+        return torch.mm(power, self._filters)
 
     def _features(self, mel: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
         cepstra = torch.log(mel * (gain @ self._smoothing) + _LOG_FLOOR) @ self._cosines
-        cepstra -= _speech_mean(cepstra)
+        cepstra -= _cepstral_mean(cepstra)
         padded = torch.cat([cepstra[:1].expand(_REACH, -1), cepstra, cepstra[-1:].expand(_REACH, -1)])
         delta = padded[4:] - padded[:-4]  # delta[t] is centred on padded[t + 2]
         return torch.cat([cepstra, delta[1:-1], delta[2:] - delta[:-2]], dim=1)
@@ -82,10 +87,17 @@ def count_frames(samples: int) -> int:
     return max(0, 1 + (samples - WINDOW) // HOP) + 1
 
 
-def _speech_mean(cepstra: torch.Tensor) -> torch.Tensor:
-    """Mean over the frames that are loud for this utterance, so that silence around speech does not shift it."""
-    low, high = torch.quantile(cepstra[:, 0], torch.tensor([0.05, 0.95])).tolist()
-    return cepstra[cepstra[:, 0] >= low + _SPEECH_LEVEL * (high - low)].mean(0)
+def _cepstral_mean(cepstra: torch.Tensor) -> torch.Tensor:
+    """Mean over all frames, in which those without speech count as _QUIET_SHARE of all at most.
+
+    The model was trained on utterances with little silence around them. Speech is what is loud for its utterance.
+    """
+    low, high = torch.quantile(cepstra[:, 0], _QUANTILES).tolist()
+    loud = cepstra[:, 0] >= low + _SPEECH_LEVEL * (high - low)
+    speech, quiet = cepstra[loud], cepstra[~loud]
+    share = min(_QUIET_SHARE, len(quiet) / len(cepstra))
+    mean = speech.mean(0)
+    return mean.lerp(quiet.mean(0), share) if share else mean
 
 
 def _noise_gains(spectra: list[torch.Tensor]) -> list[torch.Tensor]:

@@ -71,7 +71,9 @@ class _Builder:
         return len(self.rows) - 1
 
     def gap(self, exits: _Exits, *, pause: bool) -> int:
-        node = self.add((SINGLE, self.silence, self.silence, self.silence), SILENCE, (n for _, n in exits[self.silence]))
+        node = self.add(
+            (SINGLE, self.silence, self.silence, self.silence), SILENCE, (n for _, n in exits[self.silence])
+        )
         if pause:
             self.pauses.append(node)
         return node
@@ -91,7 +93,8 @@ def build(items: Sequence[Item], phones: PhoneSet, *, silence_penalty: float, pa
         heard = items[owner + 1].pronunciations if owner + 1 < len(items) else ()
         rights = list(dict.fromkeys([phones.silence, *(p[0] for p in heard)]))
         exits = _add_item(builder, owner, item, exits, rights)
-    assert exits is not None, "an utterance needs an item"
+    if exits is None:
+        raise ValueError("a graph needs an item")
     finals = [builder.gap(exits, pause=pause_after), *(n for _, n in exits[phones.silence])]
 
     position, base, left, right = np.array(builder.rows).T

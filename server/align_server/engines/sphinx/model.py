@@ -86,7 +86,9 @@ def model_folder() -> Path:
     """The folder of the en-us model and dictionary in the pocketsphinx wheel, whose code is not imported."""
     spec = importlib.util.find_spec("pocketsphinx")
     if spec is None or not spec.submodule_search_locations:
-        raise EngineLoadError("the pocketsphinx package, which carries the en-us model, is missing: pip install 'chatalign[server]'")
+        raise EngineLoadError(
+            "the pocketsphinx package, which carries the en-us model, is missing: pip install 'chatalign[server]'"
+        )
     return Path(spec.submodule_search_locations[0]) / "model" / "en-us"
 
 
@@ -122,7 +124,8 @@ def read_transitions(path: Path) -> Floats:
     share[:, allowed] = np.maximum(share[:, allowed], _TRANSITION_FLOOR)
     share /= share.sum(-1, keepdims=True)
     with np.errstate(divide="ignore"):
-        return np.log(share).astype(np.float32)
+        logarithms: Floats = np.log(share).astype(np.float32)
+    return logarithms
 
 
 def read_weights(path: Path) -> Floats:

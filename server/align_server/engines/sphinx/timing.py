@@ -5,6 +5,7 @@ Knows frames, spans and scores, and nothing of how the path was found.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -25,24 +26,57 @@ if TYPE_CHECKING:
     from align_server.engines.sphinx.viterbi import Span
 
 FRAME_MS: Final = 1000 * HOP / SAMPLE_RATE
+REACH: Final = 8  # frames
 POSTERIOR_SCALE: Final = 0.3  # a single frame's likelihoods are too sure of themselves
 
 
-def item_times(path: Sequence[Span], owners: npt.NDArray[np.int64], frames: int, duration_ms: int) -> list[tuple[int, int]]:
+@dataclass(frozen=True, slots=True, eq=False)
+class BoundaryScores:
+    """Log scores [frames, columns] that place boundaries, and the column of each state, [nodes, 3]."""
+
+    scores: npt.NDArray[np.float32]
+    columns: npt.NDArray[np.int64]
+
+
+def item_times(
+    path: Sequence[Span], owners: npt.NDArray[np.int64], evidence: BoundaryScores, duration_ms: int
+) -> list[tuple[int, int]]:
     """Start and end of every item of the graph in ms, in order and within the audio."""
-    edges: dict[int, tuple[int, int]] = {}
-    for span in path:
+    frames = len(evidence.scores)
+    edge = [0.0, *boundaries(path, evidence), float(frames)]
+    ms = np.minimum(np.rint(FRAME_MS * np.array(edge) + BOUNDARY_MS).astype(int), duration_ms).tolist()
+    ms[0], ms[-1] = 0, duration_ms
+    times: dict[int, tuple[int, int]] = {}
+    for i, span in enumerate(path):
         owner = int(owners[span.node])
         if owner != SILENCE:
-            start, _ = edges.get(owner, (span.entered[0], 0))
-            edges[owner] = (start, span.end)
+            start, _ = times.get(owner, (ms[i], 0))
+            times[owner] = (start, ms[i + 1])
+    return [interval for _, interval in sorted(times.items())]
 
-    def ms(frame: int) -> int:
-        if frame == 0:
-            return 0
-        return duration_ms if frame == frames else min(round(FRAME_MS * frame + BOUNDARY_MS), duration_ms)
 
-    return [(ms(start), ms(end)) for _, (start, end) in sorted(edges.items())]
+def boundaries(path: Sequence[Span], evidence: BoundaryScores) -> npt.NDArray[np.float64]:
+    """Where each span of a path ends and the next begins, in frames and fractions.
+
+    The search puts a boundary on a frame. Here it is the mean of where it may lie while the states to its two
+    sides stay where they are, weighted by likelihood, at most REACH frames from where the search put it.
+    """
+    if len(path) == 1:
+        return np.empty(0)
+    scores, columns = evidence.scores, evidence.columns
+    nodes = np.array([span.node for span in path])
+    found = np.array([span.end for span in path[:-1]])
+    first = np.maximum(found - REACH, [span.entered[STATES - 1] + 1 for span in path[:-1]])
+    last = np.minimum(found + REACH, [span.entered[1] - 1 for span in path[1:]])
+    places = first[:, None] + np.arange(2 * REACH + 1)
+    frames = np.minimum(places, len(scores) - 1)
+    before, after = columns[nodes[:-1], STATES - 1, None], columns[nodes[1:], 0, None]
+    change = (scores[frames, before] - scores[frames, after]).astype(np.float64)
+    gain = np.cumsum(change, axis=1) - change  # of the frames from the first place on that the left state takes
+    gain[places > last[:, None]] = -np.inf
+    weight = np.exp(gain - gain.max(1, keepdims=True))
+    mean: npt.NDArray[np.float64] = (weight * places).sum(1) / weight.sum(1)
+    return mean
 
 
 def word_scores(
