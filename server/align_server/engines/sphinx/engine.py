@@ -18,6 +18,7 @@ from align_server.engines.sphinx import graph as graphs
 from align_server.engines.sphinx import timing
 from align_server.engines.sphinx.acoustic import SenoneScorer
 from align_server.engines.sphinx.features import FrontEnd, count_frames
+from align_server.engines.sphinx.g2p import MODEL
 from align_server.engines.sphinx.lexicon import SUPPLEMENT, Lexicon, dictionary_path
 from align_server.engines.sphinx.model import STATES, AcousticModel, model_folder
 from align_server.engines.sphinx.viterbi import Utterance, best_paths
@@ -36,7 +37,7 @@ DECODER_VERSION: Final = 1  # raised with every change that can change a time or
 ACOUSTIC_SCALE: Final = 0.3  # neighbouring frames say much the same: counted in full they drown the transitions
 CI_SHARE: Final = 0.5  # of a state's log score that its phone without context gives
 SILENCE_PENALTY: Final = -5.0
-UNKNOWN_PENALTY: Final = -0.5  # per frame of an unknown sound, below the phone that fits the frame best
+UNKNOWN_PENALTY: Final = -1.5  # per frame of an unknown sound, below the phone that fits the frame best
 MAX_WORK: Final = 8_000_000  # nodes times frames searched at once, at 7 bytes each
 
 
@@ -168,7 +169,7 @@ def _files() -> list[Path]:
     """The files that times depend on, the code aside."""
     folder = model_folder() / "en-us"
     names = ("mdef", "means", "variances", "sendump", "transition_matrices")
-    return [*(folder / name for name in names), dictionary_path(), SUPPLEMENT]
+    return [*(folder / name for name in names), dictionary_path(), SUPPLEMENT, MODEL]
 
 
 def _plan(segment: Segment, loaded: _Loaded) -> _Plan | Result:
