@@ -58,6 +58,12 @@ def test_a_bullet_that_words_follow_is_not_the_ending_one() -> None:
     )
 
 
+def test_a_bullet_that_no_word_follows_is_the_ending_one() -> None:
+    text = HEAD + "*CHI:\ta . \x151_2\x15\n\t(2.0) ((coughs))\n"
+    assert parse(text).utterances[0].bullet == Bullet(1, 2)
+    assert aligned(text, Bullet(5, 9), wor=False) == text.replace("1_2", "5_9")
+
+
 def test_the_span_of_a_turn_reaches_over_all_its_bullets() -> None:
     (utterance,) = parse(HEAD + "*CHI:\ta . \x151_2\x15\n\t(2.0) \x153_9\x15\n").utterances
     assert (utterance.bullet, utterance.span) == (Bullet(3, 9), Bullet(1, 9))

@@ -58,7 +58,8 @@ class UtteranceTimes:
 class Utterance:
     """One main tier and what hangs on it.
 
-    `bullet` is the time bullet that ends it; `span` reaches from the first to the last of all its bullets.
+    `bullet` is the time bullet that ends it: no word follows it. `span` reaches over all its bullets, so it is what
+    the words lie in; the two differ where a turn has several.
     `wor` is the existing %wor tier. Where `problem` is set the utterance was not understood: `items` then stop at
     the problem, and `Document.with_times` refuses to touch it.
     """

@@ -47,7 +47,7 @@ class Item:
 class Reading:
     """What a main tier says: its items, the terminator that closes it ("" if none) and what was not understood.
 
-    `end` is the offset of the last item. `trouble` is (offset, message); the items are then those before it.
+    `end` is the offset of the last word. `trouble` is (offset, message); the items are then those before it.
     """
 
     items: tuple[Item, ...]
@@ -221,7 +221,8 @@ class _Reader:
         self._scope = len(self.items)
         self.items.append(Item(kind, spoken, written, language or self._language, *self._context.place(at)))
         self.terminator = ""
-        self.end = at
+        if kind is ItemKind.WORD:
+            self.end = at
 
     def _repeat(self, times: int, at: int) -> None:
         """`[x N]`: the words before it were said N times and written once."""
