@@ -25,7 +25,7 @@ Pronunciation: TypeAlias = tuple[str, ...]
 SUPPLEMENT = Path(__file__).with_name("supplement.dict")
 MAX_PRONUNCIATIONS = 6  # of a word; every one makes the search graph larger
 MAX_LETTERS = 80  # no English word is longer, and the work per word stays bounded
-MAX_ACRONYM = 5
+MAX_ACRONYM = 5  # letters
 MIN_COMPOUNDED = 3  # letters of each half of a compound
 MAX_COMPOUNDS = 2
 CACHED_WORDS = 16_384
@@ -42,7 +42,6 @@ _SEPARATORS = re.compile(r"[-_+./\s]+")
 _SAYABLE = re.compile(r"[a-z'\-_+./\s]*[a-z][a-z'\-_+./\s]*")
 _CLITIC = re.compile(r"(?P<stem>.*[a-z].*)(?P<clitic>n't|'(?:s|d|m|ll|re|ve))")
 _LENGTHENED = re.compile(r"(.)\1{2,}")
-_VOWEL = re.compile("[aeiouy]")
 _VOICELESS = frozenset({"P", "T", "K", "F", "TH"})
 _SIBILANT = frozenset({"S", "Z", "SH", "ZH", "CH", "JH"})
 _LETTER_A: tuple[Pronunciation, ...] = (("EY",),)
@@ -110,7 +109,11 @@ class Lexicon:
 
     def _pronounce(self, word: str) -> tuple[Pronunciation, ...]:
         normal = normalise(word)
-        found = self._listed(normal) or self._listed(normal.strip("'")) or self._said_in_parts(normal)
+        found = self._listed(normal) or self._listed(normal.strip("'"))
+        if not found and word.isupper() and normal.isalpha() and len(normal) <= MAX_ACRONYM:
+            found = _joined(map(self._letter, normal))[:1]  # "NHS"; a word in capitals is guessed below as well
+            found += self._guessed(normal)
+        found = found or self._said_in_parts(normal)
         return tuple(dict.fromkeys(found))[:MAX_PRONUNCIATIONS]
 
     def _listed(self, word: str) -> tuple[Pronunciation, ...]:
@@ -125,8 +128,8 @@ class Lexicon:
 
     def _part(self, part: str, *, spelled: bool) -> tuple[Pronunciation, ...]:
         """Pronunciations of a word without separators; where `spelled`, a lone "a" is the letter, not the article."""
-        if spelled and part == "a":
-            return _LETTER_A
+        if spelled and len(part) == 1:
+            return self._letter(part)
         return (
             self._listed(part)
             or self._listed(part.strip("'"))
@@ -135,6 +138,9 @@ class Lexicon:
             or self._lengthened(part)
             or self._guessed(part)
         )
+
+    def _letter(self, letter: str) -> tuple[Pronunciation, ...]:
+        return _LETTER_A if letter == "a" else self._listed(letter)
 
     def _dropped_g(self, part: str) -> tuple[Pronunciation, ...]:
         if not part.endswith("in'"):
@@ -157,14 +163,13 @@ class Lexicon:
         """The listed word behind a spelling such as "sooo" or "mmmm"."""
         if not _LENGTHENED.search(part):
             return ()
-        return self._listed(_LENGTHENED.sub(r"\1\1", part)) + self._listed(_LENGTHENED.sub(r"\1", part))
+        single = _LENGTHENED.sub(r"\1", part)
+        shortened = self._listed(single) if len(single) > 1 else ()  # a letter's name is not a longer sound
+        return self._listed(_LENGTHENED.sub(r"\1\1", part)) + shortened
 
     def _guessed(self, part: str) -> tuple[Pronunciation, ...]:
         letters = part.replace("'", "")
-        spelled: tuple[Pronunciation, ...] = ()
-        if len(letters) <= MAX_ACRONYM and not _VOWEL.search(letters):  # "nhs", but also "grrr"
-            spelled = _joined(self._listed(letter) for letter in letters)
-        return (*spelled[:1], *self._g2p.guesses(letters), *self._compound(letters))
+        return (*self._g2p.guesses(letters), *self._compound(letters))
 
     def _compound(self, letters: str) -> tuple[Pronunciation, ...]:
         """The two listed words that make up a word, at the split that leaves the longest shorter one."""
