@@ -31,6 +31,7 @@ _SLACK_S = 0.02  # timestamps of some containers are rounded to milliseconds, or
 _LONGEST_JUMP_S = 3600.0
 _MICROSECONDS = 1_000_000
 _SILENCE = 1 << 16  # samples at a time
+_BLOCK_S = 0.5  # frames are shorter, and resampling them one by one takes four times as long
 
 
 class Container:
@@ -96,6 +97,21 @@ class Container:
 
         Raises MediaError where the stream is damaged; what comes before the damage has been yielded then.
         """
+        held: list[npt.NDArray[np.float32]] = []
+        try:
+            for piece in self._pieces():
+                held.append(piece)
+                if sum(map(len, held)) >= self.rate * _BLOCK_S:
+                    yield np.concatenate(held)
+                    held = []
+        except MediaError:
+            if held:
+                yield np.concatenate(held)
+            raise
+        if held:
+            yield np.concatenate(held)
+
+    def _pieces(self) -> Iterator[npt.NDArray[np.float32]]:
         done = 0
         end = round(self.duration_s * self.rate) if self._exact and self.duration_s is not None else None
         try:
