@@ -55,7 +55,7 @@ def _what(command: F) -> F:
         click.option("--lanes", type=click.IntRange(1, 64), help="Batches computed at once; default: one per core."),
         click.option(
             "--max-queued-s",
-            type=click.IntRange(150),
+            type=click.IntRange(600),
             help="Seconds of audio that may be queued or granted: bounds the server's memory. Default: 1200.",
         ),
     ]

@@ -15,6 +15,7 @@ from align_client.sdk.address import default_socket
 from align_server.engines.registry import DEFAULT_MODEL
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+SMALLEST_QUEUE_MS = 600_000
 LONGEST_SOCKET_PATH = 107  # bytes: sun_path of Linux less its NUL
 
 
@@ -41,8 +42,10 @@ class Config:
             raise ConfigError(f"device is {self.device!r}; it can be {', '.join(DEVICES)}")
         if not self.models:
             raise ConfigError("no model is named; leave --model out to serve the default")
-        if self.max_queued_ms < 150_000:
-            raise ConfigError("max_queued_ms is below 150000: not one long segment would fit")
+        if self.max_queued_ms < SMALLEST_QUEUE_MS:
+            raise ConfigError(
+                f"max_queued_ms is below {SMALLEST_QUEUE_MS}: the longest segment would not fit its share"
+            )
         if self.listen and not self.token:
             raise ConfigError("a TCP port needs a token: set ALIGN_TOKEN for the server and for its clients")
         if self.listen and not self.listen.rpartition(":")[2].isdigit():

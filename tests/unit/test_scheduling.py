@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from align_server.engines.engine import MissingReason, Result, Segment, Word, WordTiming
-from align_server.scheduling.admission import Admission, Grant, Throughput
+from align_server.scheduling.admission import Admission, Throughput
 from align_server.scheduling.batcher import Batcher
 from align_server.scheduling.queue import FairQueue
 from align_server.scheduling.work import DeadlineTooSoon, Full, Work
@@ -119,10 +119,10 @@ class TestAdmission:
     def test_all_grants_together_stay_within_the_streams_share(self) -> None:
         admission = self.admission()
         grants = [admission.open(lambda _: None) for _ in range(50)]
-        assert sum(grant.outstanding_ms for grant in grants) <= 0.8 * admission.budget_ms
+        assert sum(grant.outstanding_ms for grant in grants) <= 0.6 * admission.budget_ms
 
     def test_a_new_stream_gets_credit_as_earlier_ones_are_answered(self) -> None:
-        admission = self.admission(200_000)
+        admission = self.admission(300_000)
         first = admission.open(lambda _: None)
         second = admission.open(lambda _: None)
         assert second.outstanding_ms == 0
@@ -138,15 +138,20 @@ class TestAdmission:
         assert admission.receive(grant, grant.unused_ms)
         assert not admission.receive(grant, 1)
 
-    def test_a_demand_is_met_although_the_fair_window_is_smaller(self) -> None:
-        admission = self.admission()
-        grants = [admission.open(lambda _: None) for _ in range(40)]
-        for grant in grants[1:]:
-            admission.close(grant)
-        heard: list[int] = []
-        grant = Grant(heard.append)
-        admission.demand(grants[0], 120_000)
-        assert grants[0].unused_ms >= 120_000
+    def test_streams_that_all_need_more_than_their_window_do_not_wait_for_each_other(self) -> None:
+        admission = self.admission(600_000)
+        grants = [admission.open(lambda _: None) for _ in range(12)]
+        for grant in grants:
+            admission.demand(grant, 119_000)
+        done = 0
+        while sending := [grant for grant in grants if grant.unused_ms >= 119_000 and not grant.received_ms]:
+            for grant in sending:
+                assert admission.receive(grant, 119_000)
+            assert sum(grant.outstanding_ms for grant in grants) <= admission.budget_ms
+            for grant in sending:
+                admission.answer(grant, 119_000)
+                done += 1
+        assert done == 12
 
     def test_a_closed_stream_gives_everything_back(self) -> None:
         admission = self.admission()

@@ -21,6 +21,8 @@ from google.rpc import error_details_pb2, status_pb2
 if TYPE_CHECKING:
     from google.protobuf.message import Message
 
+CUT_OFF = "Internal error from Core"  # gRPC's own words where a server dies during a write; ours carry an error id
+
 M = TypeVar("M", bound="Message")
 
 
@@ -71,6 +73,8 @@ class ServerFault(AlignError):  # noqa: N818
 def from_status(error: grpc.aio.AioRpcError, address: str) -> AlignError:  # noqa: PLR0911  one return a status
     """The error that a status stands for."""
     text = error.details() or ""
+    if text == CUT_OFF:
+        return ServerUnavailable(f"the connection to {address} broke while a message was being sent")
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
             return ServerUnavailable(

@@ -2,7 +2,8 @@
 
 Everything that a stream was granted and that was not yet answered counts against the budget, whether it
 was sent or not, so what the server holds is bounded by what it has said. Unary calls have a share that
-streams cannot take.
+streams cannot take, and so have demands: streams that all hold their fair window, and all need more than
+it for one long segment, would otherwise wait for each other for ever.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from align_server.scheduling.work import DeadlineTooSoon, Full
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-STREAM_SHARE = 0.8  # of the budget; the rest is for unary calls
+WINDOW_SHARE = 0.6  # of the budget, for the fair windows of streams
+DEMAND_SHARE = 0.2  # on top, for segments longer than a fair window; the rest is for unary calls
 WINDOW_MS = 180_000  # the most that one stream has out: enough to keep every lane busy alone
 RATE_SMOOTHING = 0.2  # weight of the newest batch in the measured rate
 UNMEASURED_RATE = 10.0  # audio seconds per second assumed before the first batch
@@ -140,14 +142,14 @@ class Admission:
         """Raise grants up to the fair window, in turn, while the budget lasts."""
         if not self._grants:
             return
-        limit = int(self.budget_ms * STREAM_SHARE)
+        limit = int(self.budget_ms * WINDOW_SHARE)
         window = min(WINDOW_MS, limit // len(self._grants))
         for grant in sorted(self._grants, key=lambda g: g.outstanding_ms):
-            # A demand above the window is what the stream needs to send one more segment at all.
-            lack = max(window - grant.outstanding_ms, grant.demand_ms - grant.unused_ms)
-            more = min(lack, limit - self._streams_ms)
-            if more <= 0 or (more < lack and grant.demand_ms > grant.unused_ms + more):
-                continue
-            grant.granted_ms += more
-            self._streams_ms += more
-            grant.notify(grant.granted_ms)
+            more = min(window - grant.outstanding_ms, limit - self._streams_ms)
+            if grant.demand_ms > grant.unused_ms + max(more, 0):
+                lack = grant.demand_ms - grant.unused_ms
+                more = lack if self._streams_ms + lack <= limit + self.budget_ms * DEMAND_SHARE else 0
+            if more > 0:
+                grant.granted_ms += more
+                self._streams_ms += more
+                grant.notify(grant.granted_ms)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from align_server.engines.sphinx.model import AcousticModel
 
-_SMALLEST: Final = -80.0  # nats below a codebook's best density; further down exp() would be slow and add nothing
+_RANGE: Final = 80.0  # nats; exp() of more overflows, of less is slow and lost in the sum
 _CHUNK: Final = 512  # frames scored at a time, which bounds the memory of the densities
 
 
@@ -26,23 +26,20 @@ class SenoneScorer:
     def __init__(self, model: AcousticModel, device: torch.device) -> None:
         precision = 1 / model.variances.astype(np.float64)
         means = model.means.astype(np.float64)
-        size = model.means.shape[-1]
-        constant = -0.5 * ((means**2 * precision) - np.log(precision)).sum(-1, keepdims=True) - size / 2 * np.log(
-            2 * np.pi
-        )
-        terms = np.concatenate([-0.5 * precision, means * precision, constant], -1)  # of x squared, x and 1
+        self._streams, self._size = means.shape[1], means.shape[-1]
+        constant = -0.5 * (np.log(2 * np.pi / precision)).sum(-1)
+        # Each codebook's likelihoods are scaled so that no density exceeds exp(_RANGE). Twice that lies between
+        # the highest and the lowest that can be told apart, so that no frame's own largest need be looked for.
+        self._peaks = constant.max(-1) - _RANGE  # [codebooks, streams]
+        constant -= self._peaks[..., None] + 0.5 * (means**2 * precision).sum(-1)
+        terms = np.concatenate([-0.5 * precision, means * precision, constant[..., None]], -1)  # of x squared, x and 1
         self._terms = torch.from_numpy(terms.astype(np.float32)).transpose(0, 1).contiguous().to(device)
         self._weights = torch.from_numpy(model.weights).to(device)
         self._base = model.phones.base
         self._device = device
-        self._streams, self._size = model.means.shape[1], size
 
     def __call__(self, features: torch.Tensor, senones: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Log likelihoods, shape [frames, senones]. `senones` is ascending within each phone, phones in any order.
-
-        The mixture is summed in full. The product over streams is taken before the logarithm: with the best density
-        of each codebook scaled to one, no stream's sum is below the smallest weight, e-26, so three fit a float32.
-        """
+        """Log likelihoods, shape [frames, senones], of ascending senones. The mixtures are summed in full."""
         order, books, columns, width = self._layout(senones)
         x = features.to(self._device).view(len(features), self._streams, self._size)
         terms = torch.cat([x.square(), x, torch.ones_like(x[..., :1])], dim=-1).transpose(0, 1)
@@ -51,8 +48,9 @@ class SenoneScorer:
         out = torch.empty(len(features), len(senones), device=self._device)
         for start in range(0, len(features), _CHUNK):
             piece = terms[:, start : start + _CHUNK]
-            out[start : start + _CHUNK] = _mixtures(piece, chosen, weights)[:, columns]
-        return out
+            torch.index_select(_mixtures(piece, chosen, weights), 1, columns, out=out[start : start + _CHUNK])
+        peaks = torch.from_numpy(self._peaks.sum(1)[self._base[senones]].astype(np.float32))
+        return out.add_(peaks.to(self._device))
 
     def _layout(self, senones: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
         """Senones by codebook, padded to equal numbers: their order, the codebooks, each senone's column, the width."""
@@ -69,16 +67,14 @@ class SenoneScorer:
 
 
 def _mixtures(terms: torch.Tensor, books: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Log mixtures, [frames, books * width], of terms [streams, frames, 27]; books are [streams, books, densities, 27]."""
+    """Log mixtures [frames, books * width] of terms [streams, frames, 27] in books [streams, books, densities, 27]."""
     _, n_books, densities, _ = books.shape
     n_frames = terms.shape[1]
     density = torch.empty(n_frames, n_books, densities, device=terms.device)
-    mixtures, exponents = [], []
+    flat = density.view(n_frames, -1)
+    total = torch.zeros(n_books, n_frames, weights.shape[2], device=terms.device)
     for x, book, weight in zip(terms, books, weights, strict=True):
-        torch.mm(x, book.flatten(0, 1).T, out=density.view(n_frames, -1))
-        peak = density.amax(-1, keepdim=True)
-        density.sub_(peak).clamp_min_(_SMALLEST).exp_()
-        mixtures.append(torch.bmm(density.transpose(0, 1), weight.transpose(1, 2)))
-        exponents.append(peak)
-    product = torch.mul(mixtures[0], mixtures[1]).mul_(mixtures[2]).log_()
-    return (product.transpose(0, 1) + torch.add(exponents[0], exponents[1]).add_(exponents[2])).flatten(1)
+        torch.mm(x, book.flatten(0, 1).T, out=flat)
+        flat.clamp_min_(-_RANGE).exp_()
+        total += torch.bmm(density.transpose(0, 1), weight.transpose(1, 2)).log_()
+    return total.transpose(0, 1).flatten(1)

@@ -37,7 +37,7 @@ DECODER_VERSION: Final = 1  # raised with every change that can change a time or
 ACOUSTIC_SCALE: Final = 0.3  # neighbouring frames say much the same: counted in full they drown the transitions
 CI_SHARE: Final = 0.5  # of a state's log score that its phone without context gives
 SILENCE_PENALTY: Final = -5.0
-UNKNOWN_PENALTY: Final = -1.5  # per frame of an unknown sound, below the phone that fits the frame best
+UNKNOWN_STATES: Final = 32  # an unknown sound fits a frame as the best 32 of 117 phone states do on average
 MAX_WORK: Final = 8_000_000  # nodes times frames searched at once, at 7 bytes each
 
 
@@ -231,8 +231,8 @@ def _prepare(plan: _Plan, features: torch.Tensor, loaded: _Loaded) -> _Prepared:
     plain = np.searchsorted(senones, loaded.context_free[senones])  # the column of each one's context-free senone
     if slots:
         speech = torch.from_numpy(np.searchsorted(senones, loaded.speech)).to(scores.device)
-        best = scores.index_select(1, speech).amax(1, keepdim=True)
-        scores = torch.cat([scores, best + UNKNOWN_PENALTY], dim=1)
+        best = scores.index_select(1, speech).topk(UNKNOWN_STATES, dim=1, sorted=False).values
+        scores = torch.cat([scores, best.mean(1, keepdim=True)], dim=1)
         columns[unknown] = len(senones)
         plain = np.append(plain, len(senones))
     context_free = scores.index_select(1, torch.from_numpy(plain).to(scores.device))

@@ -1,0 +1,67 @@
+"""A real server process for tests, and where things are."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from align_client import AlignError, Client
+
+PROJECT = Path(__file__).resolve().parent.parent
+CORPORA = PROJECT.parent / "shared" / "data"
+START_S = 120.0
+
+
+@dataclass
+class ServerProcess:
+    """One `align-server run`, as a process of its own."""
+
+    process: subprocess.Popen[bytes]
+    socket: Path
+
+    @property
+    def address(self) -> str:
+        return f"unix:{self.socket}"
+
+    @property
+    def log(self) -> str:
+        return self.socket.with_name("server.log").read_text(encoding="utf-8")
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        """Send a signal and wait for the end."""
+        if self.process.poll() is None:
+            self.process.send_signal(number)
+        return self.process.wait(timeout=60)
+
+
+def launch(socket: Path, *flags: str, wait: bool = True) -> ServerProcess:
+    """Start a server on that socket; by default wait until it serves."""
+    with socket.with_name("server.log").open("ab") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "align_server", "run", "--socket", str(socket), *flags],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+        )
+    server = ServerProcess(process, socket)
+    if wait:
+        wait_until_serving(server)
+    return server
+
+
+def wait_until_serving(server: ServerProcess) -> None:
+    """Poll the health check; fail with the log where the process ends."""
+    deadline = time.monotonic() + START_S
+    with Client(server.address) as client:
+        while True:
+            with contextlib.suppress(AlignError):
+                if client.is_serving():
+                    return
+            assert server.process.poll() is None, server.log
+            assert time.monotonic() < deadline, server.log
+            time.sleep(0.05)
