@@ -117,8 +117,12 @@ class AlignStream:
         async with self._changed:
             await self._changed.wait_for(lambda: bool(predicate()))
 
-    def _was_granted_more_than(self, known_ms: int) -> bool:
-        return self._granted_ms > known_ms
+    def _is_starved(self) -> bool:
+        """Whether no answer is on its way that would bring credit."""
+        return self._granted_ms > 0 and not self._unanswered
+
+    def _can_go_on(self, known_ms: int, *, has_asked: bool) -> bool:
+        return self._granted_ms > known_ms or (self._is_starved() and not has_asked)
 
     async def _run(self) -> None:
         backoff = Backoff(self._patience_s)
@@ -181,8 +185,9 @@ class AlignStream:
             pending.future.set_result(timings(pending.message))
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:
-        """Send what the credit allows, in order; say so where the next segment needs more than there is."""
+        """Send what the credit allows, in order; ask where the next segment needs more and no answer will bring it."""
         await call.write(pb.AlignStreamRequest(open=self._open))
+        asked_for: _Pending | None = None
         while True:
             await self._wait_for(lambda: self._outbox or self._closing)
             while self._outbox and self._outbox[0].future.done():
@@ -195,9 +200,10 @@ class AlignStream:
             head = self._outbox[0]
             if self._granted_ms - self._sent_ms < head.cost_ms:
                 granted_ms = self._granted_ms
-                if granted_ms:  # before the first credit there is nothing to be short of
+                if self._is_starved() and asked_for is not head:
+                    asked_for = head
                     await call.write(pb.AlignStreamRequest(demand=pb.Demand(segment_ms=head.cost_ms)))
-                await self._wait_for(partial(self._was_granted_more_than, granted_ms))
+                await self._wait_for(partial(self._can_go_on, granted_ms, has_asked=asked_for is head))
                 continue
             self._outbox.popleft()
             self._sent_ms += head.cost_ms
