@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -186,12 +187,11 @@ async def _align(
 async def _words(
     audio: Path, text: str, language: str, address: str | None, model: str | None, *, start_server: bool
 ) -> AlignResult:
-    from align_client.chat.speech import spoken_words
     from align_client.media.errors import MediaError
     from align_client.sdk.async_client import AsyncClient
     from align_client.sdk.errors import AlignError, RequestRefused
 
-    said = [word for written in text.split() for word in spoken_words(written, language) if _has_sound(word)]
+    said = [word for written in text.split() for word in _said(written, language)]
     if not said:
         raise click.UsageError("there is no word in the text")
     async with AsyncClient(address, model=model) as client:
@@ -206,8 +206,12 @@ async def _words(
             _no_server(error)
 
 
-def _has_sound(word: str) -> bool:
-    return any(c.isalnum() for c in word)
+def _said(written: str, language: str) -> list[str]:
+    """The words of one piece of running text, without the punctuation around them."""
+    from align_client.chat.speech import spoken_words
+
+    words = (re.sub(r"^[^\w']+|[^\w']+$", "", word) for word in spoken_words(written, language))
+    return [word for word in words if any(c.isalnum() for c in word)]
 
 
 async def _reach(client: Any, *, start_server: bool) -> None:

@@ -52,7 +52,9 @@ class WordTiming:
     @property
     def why(self) -> str:
         """The reason in words, or "" where there is a time."""
-        return "" if self.reason is None else self.detail or self.reason.value
+        if self.reason is None:
+            return ""
+        return f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value
 
 
 @dataclass(frozen=True, slots=True)

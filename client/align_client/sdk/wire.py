@@ -48,7 +48,7 @@ def timings(message: pb.Segment, answers: Sequence[pb.WordTiming]) -> tuple[Word
 
 def refused(message: pb.Segment, refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...]:
     """The timings of a segment that the server did not take."""
-    detail = f"the server refused the segment: {refusal.field}: {refusal.description}"
+    detail = f"{refusal.field}: {refusal.description}"
     return tuple(WordTiming(word.text, reason=MissingReason.REFUSED, detail=detail) for word in message.words)
 
 
