@@ -39,42 +39,40 @@ class SenoneScorer:
         self._device = device
 
     def __call__(self, features: torch.Tensor, senones: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Log likelihoods, shape [frames, senones], of ascending senones. The mixtures are summed in full."""
-        order, books, columns, width = self._layout(senones)
-        x = features.to(self._device).view(len(features), self._streams, self._size)
-        terms = torch.cat([x.square(), x, torch.ones_like(x[..., :1])], dim=-1).transpose(0, 1)
+        """Log likelihoods, shape [senones, frames], of ascending senones. The mixtures are summed in full."""
+        order, books, rows, width = self._layout(senones)
+        x = features.to(self._device).T.reshape(self._streams, self._size, -1)
+        terms = torch.cat([x.square(), x, torch.ones_like(x[:, :1])], dim=1)
         weights = self._weights[:, order].view(self._streams, len(books), width, -1)
         chosen = self._terms[:, books]
-        out = torch.empty(len(features), len(senones), device=self._device)
-        for start in range(0, len(features), _CHUNK):
-            piece = terms[:, start : start + _CHUNK]
-            torch.index_select(_mixtures(piece, chosen, weights), 1, columns, out=out[start : start + _CHUNK])
-        peaks = torch.from_numpy(self._peaks.sum(1)[self._base[senones]].astype(np.float32))
-        return out.add_(peaks.to(self._device))
+        peaks = torch.from_numpy(self._peaks.sum(1)[self._base[senones]].astype(np.float32)).to(self._device)
+        starts = range(0, len(features), _CHUNK)
+        pieces = (_mixtures(terms[:, :, start : start + _CHUNK], chosen, weights) for start in starts)
+        return torch.cat([piece.index_select(0, rows) for piece in pieces], dim=1).add_(peaks[:, None])
 
     def _layout(self, senones: npt.NDArray[np.int64]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, int]:
-        """Senones by codebook, padded to equal numbers: their order, the codebooks, each senone's column, the width."""
+        """Senones by codebook, padded to equal numbers: their order, the codebooks, each senone's row, the width."""
         books, first, group, count = np.unique(
             self._base[senones], return_index=True, return_inverse=True, return_counts=True
         )
         width = int(count.max())
         place = np.argsort(np.argsort(group, kind="stable"), kind="stable") - (np.cumsum(count) - count)[group]
-        columns = group * width + place
+        rows = group * width + place
         order = np.repeat(senones[first], width)
-        order[columns] = senones
-        wanted, chosen, found = (torch.from_numpy(a).to(self._device) for a in (order, books.astype(np.int64), columns))
+        order[rows] = senones
+        arrays = (order, books.astype(np.int64), rows)
+        wanted, chosen, found = (torch.from_numpy(array).to(self._device) for array in arrays)
         return wanted, chosen, found, width
 
 
 def _mixtures(terms: torch.Tensor, books: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """Log mixtures [frames, books * width] of terms [streams, frames, 27] in books [streams, books, densities, 27]."""
+    """Log mixtures [books * width, frames] of terms [streams, 27, frames] in books [streams, books, densities, 27]."""
     _, n_books, densities, _ = books.shape
-    n_frames = terms.shape[1]
-    density = torch.empty(n_frames, n_books, densities, device=terms.device)
-    flat = density.view(n_frames, -1)
-    total = torch.zeros(n_books, n_frames, weights.shape[2], device=terms.device)
+    n_frames = terms.shape[2]
+    density = torch.empty(n_books, densities, n_frames, device=terms.device)
+    total = torch.zeros(n_books, weights.shape[2], n_frames, device=terms.device)
     for x, book, weight in zip(terms, books, weights, strict=True):
-        torch.mm(x, book.flatten(0, 1).T, out=flat)
-        flat.clamp_min_(-_RANGE).exp_()
-        total += torch.bmm(density.transpose(0, 1), weight.transpose(1, 2)).log_()
-    return total.transpose(0, 1).flatten(1)
+        torch.mm(book.flatten(0, 1), x, out=density.view(-1, n_frames))
+        density.clamp_min_(-_RANGE).exp_()
+        total += torch.bmm(weight, density).log_()
+    return total.flatten(0, 1)

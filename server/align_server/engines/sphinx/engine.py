@@ -227,23 +227,23 @@ def _prepare(plan: _Plan, features: torch.Tensor, loaded: _Loaded) -> _Prepared:
     slots = [loaded.speech] if unknown.any() else []
     senones = np.unique(np.concatenate([used, loaded.context_free[used], *slots]))
     scores = loaded.scorer(features, senones).mul_(ACOUSTIC_SCALE)
-    columns = np.searchsorted(senones, graph.senones)
-    plain = np.searchsorted(senones, loaded.context_free[senones])  # the column of each one's context-free senone
+    rows = np.searchsorted(senones, graph.senones)
+    plain = np.searchsorted(senones, loaded.context_free[senones])  # the row of each one's context-free senone
     if slots:
         speech = torch.from_numpy(np.searchsorted(senones, loaded.speech)).to(scores.device)
-        best = scores.index_select(1, speech).topk(UNKNOWN_STATES, dim=1, sorted=False).values
-        scores = torch.cat([scores, best.mean(1, keepdim=True)], dim=1)
-        columns[unknown] = len(senones)
+        best = scores.index_select(0, speech).topk(UNKNOWN_STATES, dim=0, sorted=False).values
+        scores = torch.cat([scores, best.mean(0, keepdim=True)])
+        rows[unknown] = len(senones)
         plain = np.append(plain, len(senones))
-    context_free = scores.index_select(1, torch.from_numpy(plain).to(scores.device))
+    context_free = scores.index_select(0, torch.from_numpy(plain).to(scores.device))
     mixed = torch.lerp(scores, context_free, CI_SHARE)
-    mixed.sub_(mixed.amax(1, keepdim=True))  # keeps totals small, and so precise
+    mixed.sub_(mixed.amax(0))  # keeps totals small, and so precise
 
     transitions = loaded.model.transitions[graph.phones]
     loop = transitions[:, range(STATES), range(STATES)].T
     step = np.stack([graph.entry, transitions[:, 0, 1], transitions[:, 1, 2] + transitions[:, 2, 3]])
-    utterance = Utterance(mixed, columns.T, loop, step, graph.sources, graph.arrivals, graph.starts, graph.finals)
-    return _Prepared(plan, graph, features, utterance, timing.BoundaryScores(scores.cpu().numpy(), plain[columns]))
+    utterance = Utterance(mixed, rows.T, loop, step, graph.sources, graph.arrivals, graph.starts, graph.finals)
+    return _Prepared(plan, graph, features, utterance, timing.BoundaryScores(scores.cpu().numpy(), plain[rows]))
 
 
 def _groups(prepared: dict[int, _Prepared]) -> Iterator[dict[int, _Prepared]]:

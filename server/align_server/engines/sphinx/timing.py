@@ -32,17 +32,17 @@ POSTERIOR_SCALE: Final = 0.3  # a single frame's likelihoods are too sure of the
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BoundaryScores:
-    """Log scores [frames, columns] that place boundaries, and the column of each state, [nodes, 3]."""
+    """Log scores [rows, frames] that place boundaries, and the row of each state, [nodes, 3]."""
 
     scores: npt.NDArray[np.float32]
-    columns: npt.NDArray[np.int64]
+    rows: npt.NDArray[np.int64]
 
 
 def item_times(
     path: Sequence[Span], owners: npt.NDArray[np.int64], evidence: BoundaryScores, duration_ms: int
 ) -> list[tuple[int, int]]:
     """Start and end of every item of the graph in ms, in order and within the audio."""
-    frames = len(evidence.scores)
+    frames = evidence.scores.shape[1]
     edge = [0.0, *boundaries(path, evidence), float(frames)]
     ms = np.minimum(np.rint(FRAME_MS * np.array(edge) + BOUNDARY_MS).astype(int), duration_ms).tolist()
     ms[0], ms[-1] = 0, duration_ms
@@ -63,15 +63,15 @@ def boundaries(path: Sequence[Span], evidence: BoundaryScores) -> npt.NDArray[np
     """
     if len(path) == 1:
         return np.empty(0)
-    scores, columns = evidence.scores, evidence.columns
+    scores, rows = evidence.scores, evidence.rows
     nodes = np.array([span.node for span in path])
     found = np.array([span.end for span in path[:-1]])
     first = np.maximum(found - REACH, [span.entered[STATES - 1] + 1 for span in path[:-1]])
     last = np.minimum(found + REACH, [span.entered[1] - 1 for span in path[1:]])
     places = first[:, None] + np.arange(2 * REACH + 1)
-    frames = np.minimum(places, len(scores) - 1)
-    before, after = columns[nodes[:-1], STATES - 1, None], columns[nodes[1:], 0, None]
-    change = (scores[frames, before] - scores[frames, after]).astype(np.float64)
+    frames = np.minimum(places, scores.shape[1] - 1)
+    before, after = rows[nodes[:-1], STATES - 1, None], rows[nodes[1:], 0, None]
+    change = (scores[before, frames] - scores[after, frames]).astype(np.float64)
     gain = np.cumsum(change, axis=1) - change  # of the frames from the first place on that the left state takes
     gain[places > last[:, None]] = -np.inf
     weight = np.exp(gain - gain.max(1, keepdims=True))
@@ -90,10 +90,10 @@ def word_scores(
     nodes = [span.node for span in heard]
     middles = torch.tensor([(span.entered[0] + span.end) // 2 for span in heard])
     senones = np.arange(STATES * len(filler))
-    likelihood = scorer(features[middles], senones).view(len(heard), len(filler), STATES).amax(-1)
-    likelihood[:, torch.from_numpy(filler)] = -torch.inf
-    posterior = torch.log_softmax(POSTERIOR_SCALE * likelihood, 1).cpu().numpy()
-    own = posterior[np.arange(len(heard)), graph.phones[nodes]]
+    likelihood = scorer(features[middles], senones).view(len(filler), STATES, len(heard)).amax(1)
+    likelihood[torch.from_numpy(filler)] = -torch.inf
+    posterior = torch.log_softmax(POSTERIOR_SCALE * likelihood, 0).cpu().numpy()
+    own = posterior[graph.phones[nodes], np.arange(len(heard))]
     owners = graph.owners[nodes]
     total, count = np.bincount(owners, own), np.bincount(owners)
     return {int(owner): float(np.exp(total[owner] / count[owner])) for owner in np.flatnonzero(count)}

@@ -29,13 +29,13 @@ _LOOK_BACK: Final = 32  # frames searched at once for where a state was entered
 class Utterance:
     """A graph with the scores of its states.
 
-    `columns[state, node]` is the column of `scores` that scores it; `loop` and `step` are the log scores of staying
+    `rows[state, node]` is the row of `scores` that scores it; `loop` and `step` are the log scores of staying
     in a state and of coming into it: into the first from another node, into the last with leaving it again.
     The arcs into node 0 come first in `sources`, then those into node 1; `arrivals` says how many each has.
     """
 
-    scores: torch.Tensor  # [frames, columns]
-    columns: npt.NDArray[np.int64]  # [3, nodes]
+    scores: torch.Tensor  # [rows, frames]
+    rows: npt.NDArray[np.int64]  # [3, nodes]
     loop: npt.NDArray[np.float32]  # [3, nodes]
     step: npt.NDArray[np.float32]  # [3, nodes]
     sources: npt.NDArray[np.int64]  # [arcs]
@@ -46,7 +46,12 @@ class Utterance:
     @property
     def work(self) -> int:
         """Nodes times frames, which both time and memory are proportional to."""
-        return len(self.arrivals) * len(self.scores)
+        return len(self.arrivals) * self.frames
+
+    @property
+    def frames(self) -> int:
+        """Length of the utterance."""
+        return self.scores.shape[1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +65,7 @@ class Span:
 
 def best_paths(batch: Sequence[Utterance]) -> list[list[Span] | None]:
     """The best path of each utterance, in order; None where it is too short for any."""
-    order = sorted(range(len(batch)), key=lambda i: -len(batch[i].scores))
+    order = sorted(range(len(batch)), key=lambda i: -batch[i].frames)
     paths: list[list[Span] | None] = [None] * len(batch)
     for place, path in zip(order, _Trellis([batch[i] for i in order]).paths(), strict=True):
         paths[place] = path
@@ -93,8 +98,8 @@ class _Trellis:
         unreachable = np.zeros((STATES, 1), np.float32)
         self._loop = torch.from_numpy(np.concatenate([unreachable, *(u.loop for u in batch)], 1)).to(self._device)
         self._step = torch.from_numpy(np.concatenate([unreachable, *(u.step for u in batch)], 1)).to(self._device)
-        self._columns = [torch.from_numpy(u.columns.ravel()).to(self._device) for u in batch]
-        frames = len(batch[0].scores)
+        self._rows = [torch.from_numpy(u.rows.ravel()).to(self._device) for u in batch]
+        frames = batch[0].frames
         self._left = torch.empty(frames, total, device=self._device)
         self._stayed = torch.empty(frames, STATES, total, dtype=torch.bool, device=self._device)
 
@@ -109,7 +114,7 @@ class _Trellis:
         scores = torch.cat([self._begun, torch.full((STATES, self._begun.shape[1]), IMPOSSIBLE, device=self._device)])
         start = 0
         for running in range(len(self._batch), 0, -1):
-            end = len(self._batch[running - 1].scores)
+            end = self._batch[running - 1].frames
             width = int(self._first[running])
             scores = scores[:, :width].contiguous()
             for chunk in range(start, end, _CHUNK):
@@ -120,9 +125,9 @@ class _Trellis:
         """Take `scores` from frame `start` to `end`; row 0 is that of coming into a node, the others its states'."""
         width = scores.shape[1]
         emissions = torch.empty(end - start, STATES, width, device=self._device)
-        for first, u, columns in zip(self._first.tolist(), self._batch[:running], self._columns, strict=False):
-            own = u.scores[start:end].index_select(1, columns)
-            emissions[:, :, first : first + len(u.arrivals)] = own.view(end - start, STATES, -1)
+        for first, u, rows in zip(self._first.tolist(), self._batch[:running], self._rows, strict=False):
+            own = u.scores[:, start:end].index_select(0, rows).view(STATES, -1, end - start)
+            emissions[:, :, first : first + len(u.arrivals)] = own.permute(2, 0, 1)
         emissions[:, :, 0] = 0
 
         loop, step = self._loop[:, :width].contiguous(), self._step[:, :width].contiguous()
@@ -145,7 +150,7 @@ class _Trellis:
     def _trace(
         self, u: Utterance, first: int, left: npt.NDArray[np.float32], stayed: npt.NDArray[np.bool_]
     ) -> list[Span] | None:
-        frame = len(u.scores)
+        frame = u.frames
         finals = first + np.array(u.finals)
         node = int(finals[left[frame - 1, finals].argmax()])
         if left[frame - 1, node] < IMPOSSIBLE / 10:
