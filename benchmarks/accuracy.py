@@ -11,13 +11,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import processes
+from align_client import AsyncClient
 from inputs import CORPORA, Utterance, hand_labelled, has_corpora
 from rows import Row
 from throughput import LANGUAGE, decoder, two_pass
-
-from align_client import AsyncClient
 
 WHAT = "word starts on hand-labelled speech"
 MEAN_MS, WITHIN_25 = 16.5, 76.0
@@ -33,7 +33,8 @@ def measure(*, quick: bool) -> list[Row]:
     said = hand_labelled()
     with processes.server() as server:
         ours = _score(asyncio.run(_through(server.address, said)))
-    theirs = _score({one.id: _pocketsphinx(one) for one in said})
+    sphinx = decoder()
+    theirs = _score({one.id: _pocketsphinx(sphinx, one) for one in said})
     met = ours["mean"] <= MEAN_MS and ours["%<=25"] >= WITHIN_25 and not ours["missing"]
     target = f"mean at most {MEAN_MS} ms, {WITHIN_25:.0f} % within 25 ms, none missing"
     about = f"{sum(len(one.words) for one in said)} words"
@@ -52,8 +53,8 @@ async def _through(address: str, said: list[Utterance]) -> dict[str, Words]:
     }
 
 
-def _pocketsphinx(utterance: Utterance) -> Words:
-    found = two_pass(decoder(), utterance)
+def _pocketsphinx(sphinx: Any, utterance: Utterance) -> Words:
+    found = two_pass(sphinx, utterance)
     assert len(found) == len(utterance.words)
     return [
         {"word": word, "start": start, "end": end} for word, (_, start, end) in zip(utterance.words, found, strict=True)

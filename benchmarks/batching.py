@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from inputs import Utterance, hand_labelled, has_corpora, utterances
-from rows import Row
-
 from align_server.engines import registry
 from align_server.engines.engine import Segment, Word
+from inputs import Utterance, hand_labelled, has_corpora, utterances
+from rows import Row
 
 BATCH = 16
 

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import psutil
+
 from rows import HEAD, Row
 
 MEASUREMENTS = ("accuracy", "throughput", "corpus_run", "client_memory", "batching")

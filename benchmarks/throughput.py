@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import processes
+from align_client import AsyncClient, Word
 from inputs import Utterance, utterances
 from rows import Row, spread
-
-from align_client import AsyncClient, Word
 
 if TYPE_CHECKING:
     from collections.abc import Callable
