@@ -255,13 +255,23 @@ def _opened(path: Path) -> AbstractContextManager[_Source]:
         raise MediaError(path, f"{error.message}; libsndfile says: {unknown.error_string}") from error
 
 
+class _StraightOn(soundfile.SoundFile):  # type: ignore[misc]  # soundfile ships no types
+    """Reads without seeking. soundfile seeks after every read to where it is, and a decoder then starts anew there.
+
+    For mp3 that changes samples at every block and makes libmpg123 complain on standard error.
+    """
+
+    def seekable(self) -> bool:
+        return False
+
+
 class _SoundFile:
     """A file that libsndfile reads."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
         descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))  # any name, even one that is not text
-        self._file = soundfile.SoundFile(descriptor, closefd=True)  # which closes it on failure too
+        self._file = _StraightOn(descriptor, closefd=True)  # which closes it on failure too
         self.rate: int = self._file.samplerate
         self.duration_s: float | None = self._file.frames / self.rate
 
