@@ -10,7 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -116,7 +116,7 @@ class TestOutputs:
         soundfile.write(tmp_path / "talk.wav", *speech)
         table = client("words", tmp_path / "talk.wav", "--text", "Hello, 2 worlds!")
         assert table.returncode == 0, table.stderr
-        assert [line.split()[0] for line in table.stdout.splitlines()[3:] if line.strip()] == ["Hello", "two", "worlds"]
+        assert [line.split()[0] for line in table.stdout.splitlines()[4:] if line.strip()] == ["Hello", "two", "worlds"]
         (tmp_path / "text.txt").write_text("hello world")
         done = client("words", tmp_path / "talk.wav", "--text-file", tmp_path / "text.txt", "--format", "json")
         words = json.loads(done.stdout)["words"]
@@ -137,7 +137,7 @@ class TestOutputs:
 class TestAudio:
     """Whatever the recording is, the words get times, or the report says why not."""
 
-    def align(self, client: Client, folder: Path) -> tuple[Run, dict]:
+    def align(self, client: Client, folder: Path) -> tuple[Run, dict[str, Any]]:
         done = client("align", transcript(folder), "-o", folder / "out", "--report", folder / "r.json")
         return done, json.loads((folder / "r.json").read_text())["files"][0]
 
