@@ -59,9 +59,13 @@ class FrontEnd:
 
     def __call__(self, batch: Sequence[npt.NDArray[np.int16]]) -> list[torch.Tensor]:
         """Features of each utterance, shape [frames, 39]. Every utterance needs a sample at least."""
+        return [_with_differences(cepstra - _cepstral_mean(cepstra)) for cepstra in self.cepstra(batch)]
+
+    def cepstra(self, batch: Sequence[npt.NDArray[np.int16]]) -> list[torch.Tensor]:
+        """Cepstra of each utterance, noise removed and the mean still in them, shape [frames, 13]."""
         spectra = [self._mel_spectrum(pcm) for pcm in batch]
-        gains = _noise_gains(spectra)
-        return [self._features(x, gain) for x, gain in zip(spectra, gains, strict=True)]
+        kept = (gain @ self._smoothing for gain in _noise_gains(spectra))
+        return [torch.log(x * gain + _LOG_FLOOR) @ self._cosines for x, gain in zip(spectra, kept, strict=True)]
 
     def _mel_spectrum(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
         """Power in each mel filter, shape [frames, 25]; the last frame is padded with zeros."""
@@ -74,17 +78,17 @@ class FrontEnd:
         power = spectrum.real.square() + spectrum.imag.square()
         return torch.mm(power, self._filters)
 
-    def _features(self, mel: torch.Tensor, gain: torch.Tensor) -> torch.Tensor:
-        cepstra = torch.log(mel * (gain @ self._smoothing) + _LOG_FLOOR) @ self._cosines
-        cepstra -= _cepstral_mean(cepstra)
-        padded = torch.cat([cepstra[:1].expand(_REACH, -1), cepstra, cepstra[-1:].expand(_REACH, -1)])
-        delta = padded[4:] - padded[:-4]  # delta[t] is centred on padded[t + 2]
-        return torch.cat([cepstra, delta[1:-1], delta[2:] - delta[:-2]], dim=1)
-
 
 def count_frames(samples: int) -> int:
     """How many frames an utterance has: the full ones and a last one padded with zeros."""
     return max(0, 1 + (samples - WINDOW) // HOP) + 1
+
+
+def _with_differences(cepstra: torch.Tensor) -> torch.Tensor:
+    """Cepstra with their first and second differences over time, shape [frames, 39]."""
+    padded = torch.cat([cepstra[:1].expand(_REACH, -1), cepstra, cepstra[-1:].expand(_REACH, -1)])
+    delta = padded[4:] - padded[:-4]  # delta[t] is centred on padded[t + 2]
+    return torch.cat([cepstra, delta[1:-1], delta[2:] - delta[:-2]], dim=1)
 
 
 def _cepstral_mean(cepstra: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,255 @@
+"""The engine answers every segment: with times in order, or with the reason why there are none."""
+
+from __future__ import annotations
+
+import shutil
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+import torch
+
+from align_server.engines.engine import EngineLoadError, MissingReason, Segment, Word, WordKind
+from align_server.engines.sphinx import engine as module
+from align_server.engines.sphinx.engine import SphinxEngine
+from align_server.engines.sphinx.model import model_folder
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy.typing as npt
+
+    from align_server.engines.engine import Engine, Result
+
+SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
+PAUSE = Word("", kind=WordKind.PAUSE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """As in the server, where each worker is a thread of its own."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def engine() -> SphinxEngine:
+    loaded = SphinxEngine()
+    loaded.load()
+    return loaded
+
+
+def noise(seconds: float, seed: int = 0) -> npt.NDArray[np.int16]:
+    rng = np.random.default_rng(seed)
+    n = round(16000 * seconds)
+    level = np.repeat(rng.uniform(50, 4000, 1 + n // 1600), 1600)[:n]
+    return (level * rng.normal(0, 1, n)).clip(-32768, 32767).astype(np.int16)
+
+
+def segment(text: str, seconds: float = 2.0, *, seed: int = 0) -> Segment:
+    return Segment(f"{text}/{seed}", noise(seconds, seed), tuple(Word(w) for w in text.split()))
+
+
+def with_words(*words: Word, seconds: float = 2.0) -> Segment:
+    return Segment("s", noise(seconds), words)
+
+
+def reasons(result: Result) -> list[MissingReason | None]:
+    return [word.reason for word in result.words]
+
+
+def assert_in_order(result: Result, duration_ms: int) -> None:
+    at = 0
+    for word in result.words:
+        if word.reason is None:
+            assert word.start_ms is not None
+            assert word.end_ms is not None
+            assert at <= word.start_ms <= word.end_ms <= duration_ms
+            assert 0 <= word.score <= 1
+            at = word.end_ms
+
+
+def test_it_has_what_an_engine_has(engine: SphinxEngine) -> None:
+    as_engine: Engine = engine
+    assert as_engine.name == "sphinx-en-us"
+    assert as_engine.languages == ("eng",)
+    assert engine.licence == "BSD-2-Clause"
+    assert 5_000_000 < engine.size_bytes < 50_000_000
+    assert engine.cost(segment("hello", 1.5)) == 1500
+
+
+def test_warming_up_runs_a_real_alignment(engine: SphinxEngine) -> None:
+    engine.warm_up()
+
+
+def test_every_word_gets_times_in_order_and_within_the_audio(engine: SphinxEngine) -> None:
+    item = segment("she had your dark suit in greasy wash water all year", 3.21)
+    (result,) = engine.align([item])
+    assert reasons(result) == [None] * 11
+    assert_in_order(result, item.duration_ms)
+    assert all(w.end_ms is not None and w.start_ms is not None and w.end_ms > w.start_ms for w in result.words)
+
+
+def test_an_empty_batch_has_no_results(engine: SphinxEngine) -> None:
+    assert engine.align([]) == []
+
+
+def test_a_segment_without_words_has_an_empty_result(engine: SphinxEngine) -> None:
+    assert engine.align([segment("")])[0].words == ()
+
+
+def test_more_words_than_fit_the_audio_are_too_short(engine: SphinxEngine) -> None:
+    (result,) = engine.align([segment("strengths and weaknesses", 0.3)])
+    assert set(reasons(result)) == {MissingReason.AUDIO_TOO_SHORT}
+    assert "300 ms of audio" in result.words[0].detail
+
+
+@pytest.mark.parametrize("samples", [0, 1, 100, 409])
+def test_audio_of_a_frame_or_less_is_too_short(engine: SphinxEngine, samples: int) -> None:
+    (result,) = engine.align([Segment("s", noise(1)[:samples], (Word("hello"), PAUSE))])
+    assert reasons(result) == [MissingReason.AUDIO_TOO_SHORT] * 2
+
+
+def test_the_shortest_audio_that_words_fit_in_gets_times(engine: SphinxEngine) -> None:
+    frames = 12  # HH AH L OW, three frames each
+    samples = 410 + 160 * (frames - 2)
+    assert engine.align([Segment("s", noise(1)[:samples], (Word("hello"),))])[0].words[0].end_ms is not None
+    too_short = engine.align([Segment("s", noise(1)[: samples - 1], (Word("hello"),))])
+    assert reasons(too_short[0]) == [MissingReason.AUDIO_TOO_SHORT]
+
+
+@pytest.mark.parametrize("value", [0, -1, 32767])
+def test_a_constant_signal_is_no_speech(engine: SphinxEngine, value: int) -> None:
+    (result,) = engine.align([Segment("s", np.full(32000, value, np.int16), (Word("hello"),))])
+    assert reasons(result) == [MissingReason.NO_SPEECH]
+
+
+def test_the_faintest_noise_still_aligns(engine: SphinxEngine) -> None:
+    faint = np.random.default_rng(0).integers(-1, 2, 32000).astype(np.int16)
+    (result,) = engine.align([Segment("s", faint, (Word("hello"),))])
+    assert reasons(result) == [None]
+
+
+def test_a_word_that_cannot_be_said_says_so_and_its_neighbours_have_times(engine: SphinxEngine) -> None:
+    item = with_words(Word("hello"), Word("漢字"), Word("world"))
+    (result,) = engine.align([item])
+    assert reasons(result) == [None, MissingReason.UNPRONOUNCEABLE, None]
+    assert "漢字" in result.words[1].detail
+    assert_in_order(result, item.duration_ms)
+
+
+def test_a_word_of_another_language_says_so_and_its_neighbours_have_times(engine: SphinxEngine) -> None:
+    (result,) = engine.align([with_words(Word("hello"), Word("hola", "spa"), Word("world", "eng"))])
+    assert reasons(result) == [None, MissingReason.UNSUPPORTED_LANGUAGE, None]
+    assert "'hola'" in result.words[1].detail
+    assert "'spa'" in result.words[1].detail
+
+
+def test_nothing_is_computed_where_no_word_can_be_said(engine: SphinxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        pytest.fail("the search ran")
+
+    monkeypatch.setattr(module, "best_paths", fail)
+    words = (Word("漢字"), SLOT, PAUSE, Word("hola", "spa"))
+    (result,) = engine.align([with_words(*words)])
+    assert reasons(result) == [MissingReason.UNPRONOUNCEABLE] * 3 + [MissingReason.UNSUPPORTED_LANGUAGE]
+
+
+def test_an_unknown_sound_takes_time(engine: SphinxEngine) -> None:
+    item = with_words(Word("hello"), SLOT, Word("world"), SLOT)
+    (result,) = engine.align([item])
+    assert reasons(result) == [None] * 4
+    assert_in_order(result, item.duration_ms)
+    assert all(w.end_ms is not None and w.start_ms is not None and w.end_ms > w.start_ms for w in result.words)
+
+
+def test_pauses_may_have_no_length_and_keep_the_order(engine: SphinxEngine) -> None:
+    item = with_words(PAUSE, Word("hello"), PAUSE, PAUSE, Word("world"), PAUSE)
+    (result,) = engine.align([item])
+    assert reasons(result) == [None] * 6
+    assert_in_order(result, item.duration_ms)
+    assert result.words[0].start_ms == 0
+    assert result.words[2].end_ms == result.words[3].start_ms == result.words[3].end_ms == result.words[4].start_ms
+
+
+def test_one_segment_that_fails_leaves_its_neighbours_alone(engine: SphinxEngine) -> None:
+    good = segment("hello world")
+    bad = [segment("strengths", 0.1), segment("漢字"), segment(""), Segment("z", np.zeros(9, np.int16), (Word("a"),))]
+    assert engine.align([bad[0], good, *bad[1:]])[1] == engine.align([good])[0]
+
+
+def test_a_result_is_the_same_alone_and_in_any_batch(engine: SphinxEngine) -> None:
+    texts = ("hello", "she had your dark suit", "strengths and weaknesses", "a", "read the content record again")
+    batch = [
+        segment(text, seconds, seed=i) for i, (text, seconds) in enumerate(zip(texts, (1, 9, 2, 0.3, 4), strict=True))
+    ]
+    batch.append(with_words(Word("hello"), SLOT, PAUSE, Word("world"), seconds=1.7))
+    alone = [engine.align([item])[0] for item in batch]
+    assert engine.align(batch) == alone
+    assert engine.align(batch[::-1]) == alone[::-1]
+    assert engine.align(batch[::2]) == alone[::2]
+
+
+def test_a_batch_too_large_for_one_search_is_split(engine: SphinxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    batch = [segment("hello world", 1 + 0.3 * i, seed=i) for i in range(5)]
+    whole = engine.align(batch)
+    monkeypatch.setattr(module, "MAX_WORK", 5000)
+    assert engine.align(batch) == whole
+
+
+def test_threads_may_align_at_once(engine: SphinxEngine) -> None:
+    batches = [[segment("hello world", 1 + 0.1 * i, seed=i), segment("good morning", 2, seed=i)] for i in range(8)]
+    expected = [engine.align(batch) for batch in batches]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(engine.align, batches)) == expected
+
+
+def test_the_number_of_threads_within_torch_does_not_matter(engine: SphinxEngine) -> None:
+    batch = [segment("she had your dark suit in greasy wash water all year", 8)]
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = engine.align(batch)
+        torch.set_num_threads(4)
+        assert engine.align(batch) == one
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_segment_of_the_greatest_length_is_aligned(engine: SphinxEngine) -> None:
+    item = segment("the quick brown fox jumps over the lazy dog " * 30, engine.max_segment_s)
+    (result,) = engine.align([item])
+    assert reasons(result) == [None] * 270
+    assert_in_order(result, item.duration_ms)
+
+
+def test_an_engine_that_is_not_loaded_says_so(engine: SphinxEngine) -> None:
+    fresh = SphinxEngine()
+    with pytest.raises(RuntimeError, match="before load"):
+        fresh.align([segment("hello")])
+    fresh.load()
+    assert fresh.align([segment("hello")]) == engine.align([segment("hello")])
+    fresh.unload()
+    with pytest.raises(RuntimeError, match="before load"):
+        fresh.align([segment("hello")])
+
+
+def test_a_damaged_model_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(model_folder() / "en-us", tmp_path / "en-us"))
+    (folder / "means").write_bytes((folder / "means").read_bytes()[:1000])
+    monkeypatch.setattr(module, "model_folder", lambda: tmp_path)
+    with pytest.raises(EngineLoadError, match=r"means is not a usable model file.*pip install"):
+        SphinxEngine().load()
+
+
+def test_the_revision_follows_the_files(engine: SphinxEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert engine.revision == SphinxEngine().revision
+    folder = Path(shutil.copytree(model_folder() / "en-us", tmp_path / "en-us"))
+    monkeypatch.setattr(module, "model_folder", lambda: tmp_path)
+    assert SphinxEngine().revision == engine.revision
+    (folder / "mdef").write_bytes((folder / "mdef").read_bytes() + b"\0")
+    assert SphinxEngine().revision != engine.revision
