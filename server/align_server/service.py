@@ -232,6 +232,8 @@ class _Stream:
 
     def _grant(self, total_ms: int) -> None:
         if not self._service.draining:
+            if self._outbox and self._outbox[-1][0].HasField("credit"):
+                self._outbox.pop()  # a newer total says what an older one did
             self._send(credit=pb.Credit(granted_ms=total_ms))
 
     async def _read(self, requests: AsyncIterator[pb.AlignStreamRequest], grant: Grant) -> None:
