@@ -39,7 +39,7 @@ def measure(*, quick: bool) -> list[Row]:
         parts = [files[number::CLIENTS] for number in range(CLIENTS)]
         _align(server.address, [files[:1]], folder / "warm-up")
         outputs = []
-        for turn in range(1 if quick else 3):
+        for turn in range(1 if quick else 2):
             for shares, speeds in (([files], alone), (parts, together)):
                 target = folder / f"out-{turn}-{len(shares)}"
                 done = _align(server.address, shares, target)
@@ -70,7 +70,7 @@ def measure(*, quick: bool) -> list[Row]:
 
 
 def _align(address: str, shares: Sequence[Sequence[Conversation]], target: Path) -> list[Finished]:
-    """Run one client on each share, all at once; every word of every file must get a time."""
+    """Run one client on each share, all at once."""
     commands = [
         processes.client_command("align", *(str(one.path) for one in share), "-o", str(target), "--server", address)
         for share in shares

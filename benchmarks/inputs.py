@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parent.parent
 CORPORA = PROJECT.parent / "shared" / "data"
 SETS = ("ae", "commonvoice", "speechocean")
+EXAMPLE_MS = 5_000  # about the length of a read sentence
 GAP_S = 0.5  # of silence around each utterance of a CHAT file
 
 
@@ -115,7 +116,7 @@ def _of_set(folder: Path) -> Iterator[Utterance]:
 def _of_examples() -> Iterator[Utterance]:
     for path in sorted((PROJECT / "examples").glob("*.cha")):
         document = Document.parse(path.read_bytes())
-        segments = plan(document.utterances, duration_ms=None).segments
+        segments = plan(document.utterances, duration_ms=None, max_segment_ms=EXAMPLE_MS).segments
         pieces = cut(find_media(path, document.media, ()), [segment.span for segment in segments])
         for number, (segment, piece) in enumerate(zip(segments, pieces, strict=True)):
             words = tuple(word.text.lower() for word in segment.words if word.kind is WordKind.WORD)
