@@ -43,8 +43,8 @@ class SenoneScorer:
         order, books, rows, width = self._layout(senones)
         x = features.to(self._device).T.reshape(self._streams, self._size, -1)
         terms = torch.cat([x.square(), x, torch.ones_like(x[:, :1])], dim=1)
-        weights = self._weights[:, order].view(self._streams, len(books), width, -1)
-        chosen = self._terms[:, books]
+        weights = self._weights.index_select(1, order).view(self._streams, len(books), width, -1)
+        chosen = self._terms.index_select(1, books)
         peaks = torch.from_numpy(self._peaks.sum(1)[self._base[senones]].astype(np.float32)).to(self._device)
         starts = range(0, len(features), _CHUNK)
         pieces = (_mixtures(terms[:, :, start : start + _CHUNK], chosen, weights) for start in starts)

@@ -77,7 +77,7 @@ class _Prepared:
     graph: Graph
     features: torch.Tensor
     utterance: Utterance
-    evidence: timing.BoundaryScores
+    evidence: timing.Evidence
 
 
 class SphinxEngine:
@@ -243,7 +243,7 @@ def _prepare(plan: _Plan, features: torch.Tensor, loaded: _Loaded) -> _Prepared:
     loop = transitions[:, range(STATES), range(STATES)].T
     step = np.stack([graph.entry, transitions[:, 0, 1], transitions[:, 1, 2] + transitions[:, 2, 3]])
     utterance = Utterance(mixed, rows.T, loop, step, graph.sources, graph.arrivals, graph.starts, graph.finals)
-    return _Prepared(plan, graph, features, utterance, timing.BoundaryScores(scores.cpu().numpy(), plain[rows]))
+    return _Prepared(plan, graph, features, utterance, timing.Evidence(scores.cpu().numpy(), senones, plain[rows]))
 
 
 def _groups(prepared: dict[int, _Prepared]) -> Iterator[dict[int, _Prepared]]:
@@ -263,7 +263,14 @@ def _result(segment: Segment, prepared: _Prepared, path: list[Span] | None, load
     plan, graph = prepared.plan, prepared.graph
     if path is None:
         return _too_short(segment, plan)
-    scores = timing.word_scores(path, graph, prepared.features, loaded.scorer, loaded.model.phones.filler)
+
+    def score(frames: npt.NDArray[np.int64], senones: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
+        scaled: npt.NDArray[np.float32] = (
+            loaded.scorer(prepared.features[frames], senones).mul_(ACOUSTIC_SCALE).cpu().numpy()
+        )
+        return scaled
+
+    scores = timing.word_scores(path, graph, prepared.evidence, loaded.model.phones.filler, score)
     times = timing.item_times(path, graph.owners, prepared.evidence, segment.duration_ms)
     words: list[WordTiming] = []
     items = 0  # seen so far

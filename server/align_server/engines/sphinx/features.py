@@ -42,7 +42,7 @@ _PEAK_DECAY, _PEAK_SHARE = 0.85, 0.2
 _FIRST_NOISE: Final = 1 / 20  # of the first frame's power
 _GAIN_RANGE: Final = (1 / 20, 20.0)
 _GAIN_REACH: Final = 4  # filters
-_QUANTILES: Final = torch.tensor([0.05, 0.95])
+_QUANTILES: Final = (0.05, 0.95)
 _SPEECH_LEVEL: Final = 0.3  # of the way between these quantiles of c0
 _QUIET_SHARE: Final = 0.1
 
@@ -53,7 +53,7 @@ class FrontEnd:
     def __init__(self) -> None:
         n = torch.arange(WINDOW, dtype=torch.float64)
         self._window = (0.54 - 0.46 * torch.cos(2 * math.pi * n / (WINDOW - 1))).float()
-        self._filters = _mel_filters()
+        self._filters = _mel_filters().repeat_interleave(2, dim=0)  # for the real and the imaginary part of each bin
         self._smoothing = _smoothing()
         self._cosines = _cosines()
 
@@ -74,9 +74,10 @@ class FrontEnd:
         signal = torch.zeros((frames - 1) * HOP + WINDOW)
         signal[: len(pcm)] = samples
         signal[1 : len(pcm)] -= _PRE_EMPHASIS * samples[:-1]
-        spectrum = torch.fft.rfft(signal.unfold(0, WINDOW, HOP) * self._window, FFT)
-        power = spectrum.real.square() + spectrum.imag.square()
-        return torch.mm(power, self._filters)
+        windowed = torch.zeros(frames, FFT)
+        torch.mul(signal.unfold(0, WINDOW, HOP), self._window, out=windowed[:, :WINDOW])
+        spectrum = torch.view_as_real(torch.fft.rfft(windowed))
+        return torch.mm(spectrum.square_().flatten(1), self._filters)
 
 
 def count_frames(samples: int) -> int:
@@ -96,7 +97,8 @@ def _cepstral_mean(cepstra: torch.Tensor) -> torch.Tensor:
 
     The model was trained on utterances with little silence around them. Speech is what is loud for its utterance.
     """
-    low, high = torch.quantile(cepstra[:, 0], _QUANTILES).tolist()
+    ranked = cepstra[:, 0].sort().values
+    low, high = (float(ranked[round(q * (len(ranked) - 1))]) for q in _QUANTILES)
     loud = cepstra[:, 0] >= low + _SPEECH_LEVEL * (high - low)
     speech, quiet = cepstra[loud], cepstra[~loud]
     share = min(_QUIET_SHARE, len(quiet) / len(cepstra))

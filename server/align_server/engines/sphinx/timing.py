@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
-import torch
 
 from align_server.engines.engine import SAMPLE_RATE
 from align_server.engines.sphinx.features import BOUNDARY_MS, HOP
@@ -17,29 +16,31 @@ from align_server.engines.sphinx.graph import SILENCE, UNKNOWN_SOUND
 from align_server.engines.sphinx.model import STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
-    from align_server.engines.sphinx.acoustic import SenoneScorer
     from align_server.engines.sphinx.graph import Graph
     from align_server.engines.sphinx.viterbi import Span
 
 FRAME_MS: Final = 1000 * HOP / SAMPLE_RATE
 REACH: Final = 8  # frames
-POSTERIOR_SCALE: Final = 0.3  # a single frame's likelihoods are too sure of themselves
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class BoundaryScores:
-    """Log scores [rows, frames] that place boundaries, and the row of each state, [nodes, 3]."""
+class Evidence:
+    """Log scores without context [rows, frames] that place boundaries and judge words.
+
+    The first rows are those of `senones`, [senones], ascending; `rows` has the row of each state, [nodes, 3].
+    """
 
     scores: npt.NDArray[np.float32]
+    senones: npt.NDArray[np.int64]
     rows: npt.NDArray[np.int64]
 
 
 def item_times(
-    path: Sequence[Span], owners: npt.NDArray[np.int64], evidence: BoundaryScores, duration_ms: int
+    path: Sequence[Span], owners: npt.NDArray[np.int64], evidence: Evidence, duration_ms: int
 ) -> list[tuple[int, int]]:
     """Start and end of every item of the graph in ms, in order and within the audio."""
     frames = evidence.scores.shape[1]
@@ -55,7 +56,7 @@ def item_times(
     return [interval for _, interval in sorted(times.items())]
 
 
-def boundaries(path: Sequence[Span], evidence: BoundaryScores) -> npt.NDArray[np.float64]:
+def boundaries(path: Sequence[Span], evidence: Evidence) -> npt.NDArray[np.float64]:
     """Where each span of a path ends and the next begins, in frames and fractions.
 
     The search puts a boundary on a frame. Here it is the mean of where it may lie while the states to its two
@@ -80,20 +81,30 @@ def boundaries(path: Sequence[Span], evidence: BoundaryScores) -> npt.NDArray[np
 
 
 def word_scores(
-    path: Sequence[Span], graph: Graph, features: torch.Tensor, scorer: SenoneScorer, filler: npt.NDArray[np.bool_]
+    path: Sequence[Span],
+    graph: Graph,
+    evidence: Evidence,
+    filler: npt.NDArray[np.bool_],
+    score: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]],
 ) -> dict[int, float]:
     """How well each word fits, 0 to 1: the geometric mean of its phones' posteriors in their middle frames.
 
     A posterior is against all phones of speech, each without context and in the state that fits best.
+    `score(frames, senones)` scores what the evidence lacks, scaled as it is, shape [senones, frames].
     """
     heard = [s for s in path if graph.owners[s.node] != SILENCE and graph.senones[s.node, 0] != UNKNOWN_SOUND]
     nodes = [span.node for span in heard]
-    middles = torch.tensor([(span.entered[0] + span.end) // 2 for span in heard])
-    senones = np.arange(STATES * len(filler))
-    likelihood = scorer(features[middles], senones).view(len(filler), STATES, len(heard)).amax(1)
-    likelihood[torch.from_numpy(filler)] = -torch.inf
-    posterior = torch.log_softmax(POSTERIOR_SCALE * likelihood, 0).cpu().numpy()
-    own = posterior[graph.phones[nodes], np.arange(len(heard))]
+    middles = np.array([(span.entered[0] + span.end) // 2 for span in heard])
+    wanted = np.flatnonzero(~np.repeat(filler, STATES))
+    fits = np.empty((len(filler) * STATES, len(heard)), np.float32)
+    known = evidence.senones[: np.searchsorted(evidence.senones, len(fits))]
+    fits[known] = evidence.scores[: len(known), middles]
+    missing = np.setdiff1d(wanted, known, assume_unique=True)
+    if len(missing):
+        fits[missing] = score(middles, missing)
+    best = fits.reshape(len(filler), STATES, -1).max(1)
+    own = best[graph.phones[nodes], range(len(heard))]
+    posterior = own - np.logaddexp.reduce(best[~filler].astype(np.float64))
     owners = graph.owners[nodes]
-    total, count = np.bincount(owners, own), np.bincount(owners)
+    total, count = np.bincount(owners, posterior), np.bincount(owners)
     return {int(owner): float(np.exp(total[owner] / count[owner])) for owner in np.flatnonzero(count)}

@@ -130,16 +130,17 @@ class _Trellis:
             emissions[:, :, first : first + len(u.arrivals)] = own.permute(2, 0, 1)
         emissions[:, :, 0] = 0
 
-        loop, step = self._loop[:, :width].contiguous(), self._step[:, :width].contiguous()
-        stay, move = torch.empty_like(loop), torch.empty_like(step)
-        entry, before, states, last = scores[0], scores[:STATES], scores[1:], scores[STATES]
+        change = torch.stack([self._step[:, :width], self._loop[:, :width]])
+        entry, states, last = scores[0], scores[1:], scores[STATES]
+        rows_twice = scores.as_strided((2, STATES, width), (width, width, 1))  # each state's row below, then its own
+        reached = torch.empty_like(change)
+        move, stay = reached[0], reached[1]
         sources = torch.from_numpy(np.ascontiguousarray(self._before[:, :width]).ravel()).to(self._device)
         ways = torch.empty(len(self._before), width, device=self._device)
         flat_ways = ways.view(-1)
         stayed, left = self._stayed[start:end, :, :width].unbind(0), self._left[start:end, :width].unbind(0)
         for emission, stayed_now, left_now in zip(emissions.unbind(0), stayed, left, strict=True):
-            torch.add(states, loop, out=stay)
-            torch.add(before, step, out=move)
+            torch.add(rows_twice, change, out=reached)
             torch.ge(stay, move, out=stayed_now)
             torch.maximum(stay, move, out=states)
             states.add_(emission)
