@@ -140,8 +140,8 @@ class SphinxEngine:
     def align(self, batch: Sequence[Segment]) -> list[Result]:
         """Align every segment, in order; see Engine.
 
-        A score is the geometric mean, over a word's phones, of the phone's posterior in its middle frame.
-        Slots and pauses have none.
+        A word's score says how near its phones come to the best fitting ones, 1 being those themselves: see
+        `timing.word_scores`. Words that were said have 0.6 on average, wrong ones 0.3. Slots and pauses have 0.
         """
         loaded = self._loaded
         if loaded is None:

@@ -87,9 +87,10 @@ def word_scores(
     filler: npt.NDArray[np.bool_],
     score: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]],
 ) -> dict[int, float]:
-    """How well each word fits, 0 to 1: the geometric mean of its phones' posteriors in their middle frames.
+    """How well each word fits: 1 where no phone fits the middle frame of any of its phones better.
 
-    A posterior is against all phones of speech, each without context and in the state that fits best.
+    It is the geometric mean, over the phones, of each one's scaled likelihood as a share of the best phone's,
+    all without context and in the state that fits best.
     `score(frames, senones)` scores what the evidence lacks, scaled as it is, shape [senones, frames].
     """
     heard = [s for s in path if graph.owners[s.node] != SILENCE and graph.senones[s.node, 0] != UNKNOWN_SOUND]
@@ -103,8 +104,7 @@ def word_scores(
     if len(missing):
         fits[missing] = score(middles, missing)
     best = fits.reshape(len(filler), STATES, -1).max(1)
-    own = best[graph.phones[nodes], range(len(heard))]
-    posterior = own - np.logaddexp.reduce(best[~filler].astype(np.float64))
+    shortfall = best[graph.phones[nodes], range(len(heard))] - best[~filler].max(0)
     owners = graph.owners[nodes]
-    total, count = np.bincount(owners, posterior), np.bincount(owners)
+    total, count = np.bincount(owners, shortfall), np.bincount(owners)
     return {int(owner): float(np.exp(total[owner] / count[owner])) for owner in np.flatnonzero(count)}
