@@ -6,7 +6,6 @@ Stands above chat, media, plan and the SDK. One file's trouble is that file's: t
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import functools
 import time
 from dataclasses import dataclass, field
@@ -154,10 +153,10 @@ class Corpus:
             collected = collect(segment, [_milliseconds(timing) for timing in timings])
             repairs = {(repair.utterance, repair.item): repair.message for repair in collected.repairs}
             for part in segment.parts:
-                if part.utterance in work.lost:
+                utterance = work.utterance(part.utterance)
+                if part.utterance in work.lost or not _matters(utterance, work.document, self._options):
                     continue
                 found = times[part.utterance] = collected.times[part.utterance]
-                utterance = work.utterance(part.utterance)
                 aligned = 0
                 for index, item in enumerate(utterance.items):
                     if item.kind is not ItemKind.WORD:
@@ -239,9 +238,19 @@ def _word_count(utterance: Utterance) -> int:
 async def _cuts(media: Path, segments: Sequence[Planned]) -> AsyncIterator[Cut]:
     """The audio of each segment, decoded in a thread. One at a time: the next is cut when it is asked for."""
     pieces = cut(media, [segment.span for segment in segments])
-    with contextlib.closing(pieces):  # type: ignore[type-var]  # a generator, typed as an iterator
-        while (piece := await asyncio.to_thread(next, pieces, None)) is not None:
+    turn: asyncio.Future[Cut | None] | None = None
+    try:
+        while True:
+            turn = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
+            piece = await asyncio.shield(turn)
+            if piece is None:
+                return
             yield piece
+    finally:
+        # A thread cannot be interrupted: when this task is, the file is closed after the thread is done with it.
+        if turn is not None:
+            await asyncio.wait([turn])
+        pieces.close()
 
 
 def _seconds(segment: Planned) -> float:

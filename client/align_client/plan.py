@@ -26,6 +26,7 @@ MAX_CHARACTERS = 448  # of a group, a space after each word included
 CONTEXT_MS = 200  # where bullets were 100 ms too tight this took the mean error of word starts from 27 to 16 ms
 MAX_GAP_MS = 2_000  # nine of ten pauses in the conversations at hand are shorter; a longer one is cheaper not to send
 MIN_MS_PER_CHARACTER = 25  # nobody speaks as fast
+REACH_MS = 500  # of words into a neighbour that they were aligned with; hand-set bullets are rarely further off
 OVERHANG_MS = 500  # of a bullet beyond the end of the recording: players and headers round
 
 _KINDS = {kind: WordKind[kind.name] for kind in ItemKind}
@@ -37,7 +38,7 @@ class Part:
 
     `items` has, for each item of the utterance, the range (first, stop) of the segment's words that say it.
     `zone` is where its words may lie: its bullet and the context around it, or the gap it was found in.
-    `bullet` is the one it has.
+    `bullet` is what it claims: from its first bullet to its last.
     """
 
     utterance: int
@@ -223,7 +224,7 @@ class _Planner:
         self._max_segment_ms = max_segment_ms
         if longest_ms is not None:
             self._max_segment_ms = min(max_segment_ms, max(0, longest_ms - 2 * context_ms))
-        claims = [u.bullet for u in utterances if u.bullet is not None and u.bullet.start_ms < u.bullet.end_ms]
+        claims = [claim for u in utterances if (claim := _claim(u)) is not None and claim.start_ms < claim.end_ms]
         self._timeline = Timeline(claims)
         self._segments: list[Planned] = []
         self._skipped: dict[int, str] = {}
@@ -244,10 +245,10 @@ class _Planner:
                 self._give_up_run("no time bullet, and none that can be used after it")
                 self._close()
                 self._last = None
-            elif utterance.bullet is None:
+            elif (claim := _claim(utterance)) is None:
                 self._run.append(utterance)
             else:
-                self._add_timed(utterance, utterance.bullet)
+                self._add_timed(utterance, claim)
         self._give_up_run("no time bullet, and none after it")
         self._close()
         self._segments.sort(key=lambda segment: (segment.span.start_ms, segment.span.end_ms))
@@ -255,7 +256,7 @@ class _Planner:
 
     def _obstacle(self, utterance: Utterance) -> str | None:
         """Why an utterance can neither be aligned nor stand beside one that is."""
-        bullet = utterance.bullet
+        bullet = _claim(utterance)
         if utterance.problem is not None:
             return utterance.problem.message
         if bullet is None:
@@ -352,9 +353,26 @@ class _Planner:
                 words += [Word(text, item.language, _KINDS[item.kind]) for text in item.spoken or ("",)]
                 items.append((first, len(words)))
             if _has_words(member.utterance):
-                parts.append(Part(member.utterance.index, tuple(items), member.zone, member.bullet))
+                parts.append(Part(member.utterance.index, tuple(items), _reach(member, span), member.bullet))
         if parts:
             self._segments.append(Planned(span, tuple(words), tuple(parts)))
+
+
+def _reach(member: _Member, span: Span) -> Span:
+    """Where a member's words may lie in its segment.
+
+    The order of the words keeps utterances that were aligned together apart, so a bullet between two of them that
+    was set early or late need not cut a word.
+    """
+    if member.bullet is None:
+        return member.zone
+    start = min(member.zone.start_ms, max(span.start_ms, member.bullet.start_ms - REACH_MS))
+    return Span(start, max(member.zone.end_ms, min(span.end_ms, member.bullet.end_ms + REACH_MS)))
+
+
+def _claim(utterance: Utterance) -> Bullet | None:
+    """Where an utterance says it is: from the first to the last of its bullets, most often the one that ends it."""
+    return utterance.span or utterance.bullet
 
 
 def _has_words(utterance: Utterance) -> bool:

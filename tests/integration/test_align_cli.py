@@ -155,7 +155,7 @@ class TestAudio:
         done, report = self.align(client, tmp_path)
         assert (done.returncode, report["words_aligned"]) == (0, 3), done.stderr
 
-    def test_not_a_number_is_refused_with_its_place(self, client: Client, tmp_path: Path, speech: tuple) -> None:
+    def test_not_a_number_is_refused_with_its_place(self, client: Client, tmp_path: Path, speech: Speech) -> None:
         broken = speech[0].copy()
         broken[1000] = np.nan
         soundfile.write(tmp_path / "talk.wav", broken, speech[1], subtype="FLOAT")

@@ -213,7 +213,7 @@ def test_closing_the_iterator_closes_the_file(tmp_path: Path) -> None:
     pieces = cut(path, [Span(0, 100), Span(20_000, 20_100)])
     next(pieces)
     assert str(path) in open_files()
-    pieces.close()  # type: ignore[attr-defined]  # it is a generator
+    pieces.close()
     assert str(path) not in open_files()
     list(cut(path, [Span(0, 100)]))
     assert str(path) not in open_files()

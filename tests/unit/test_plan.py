@@ -268,7 +268,7 @@ def check_account(utterances: tuple[Utterance, ...] | list[Utterance], made: Pla
     assert all(made.skipped.values())
     for segment in made.segments:
         for part in segment.parts:
-            bullet = utterances[part.utterance].bullet
+            bullet = utterances[part.utterance].span or utterances[part.utterance].bullet
             assert part.bullet == bullet
             assert segment.span.start_ms <= part.zone.start_ms < part.zone.end_ms <= segment.span.end_ms
             assert len(part.items) == len(utterances[part.utterance].items)

@@ -79,7 +79,7 @@ class _Source(Protocol):
     def blocks(self) -> Iterator[npt.NDArray[np.float32]]: ...
 
 
-def cut(path: Path, spans: Sequence[Span]) -> Iterator[Cut]:
+def cut(path: Path, spans: Sequence[Span]) -> Generator[Cut]:
     """Cut `spans` out of the recording at `path`, in their order, reading it once and no further than needed.
 
     The spans may overlap and must be sorted by start, else ValueError. Closing the iterator closes the file.
@@ -95,7 +95,7 @@ def cut(path: Path, spans: Sequence[Span]) -> Iterator[Cut]:
     return _cut(path, spans)
 
 
-def _cut(path: Path, spans: Sequence[Span]) -> Iterator[Cut]:
+def _cut(path: Path, spans: Sequence[Span]) -> Generator[Cut]:
     if not spans:
         return
     with closing(_stream(path)) as blocks:
