@@ -63,7 +63,7 @@ def test_wrong_arguments_are_told_before_anything_is_sent(server: ServerProcess,
     with Client(server.address) as client:
         with pytest.raises(TypeError, match="sample_rate"):
             client.align(np.zeros(10, np.int16), ["hello"])
-        with pytest.raises(ValueError, match="(?i)nan"):
+        with pytest.raises(ValueError, match="not a number at sample 1"):
             client.align(np.array([0, np.nan], np.float32), ["hello"], sample_rate=RATE)
         with pytest.raises(MediaError, match=r"none\.wav"):
             client.align(tmp_path / "none.wav", ["hello"])
