@@ -6,6 +6,7 @@ that has words ends in exactly one segment, or is skipped for a reason that a us
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -350,12 +351,18 @@ class _Planner:
             items = []
             for item in member.utterance.items:
                 first = len(words)
-                words += [Word(text, item.language, _KINDS[item.kind]) for text in item.spoken or ("",)]
+                words += [_word(text, item.language, item.kind) for text in item.spoken or ("",)]
                 items.append((first, len(words)))
             if _has_words(member.utterance):
                 parts.append(Part(member.utterance.index, tuple(items), _reach(member, span), member.bullet))
         if parts:
             self._segments.append(Planned(span, tuple(words), tuple(parts)))
+
+
+@functools.lru_cache(maxsize=8192)
+def _word(text: str, language: str, kind: ItemKind) -> Word:
+    """One object for all places of a word: a long transcript says few words often."""
+    return Word(text, language, _KINDS[kind])
 
 
 def _reach(member: _Member, span: Span) -> Span:

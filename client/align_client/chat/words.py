@@ -6,6 +6,7 @@ Knows the marks of CHAT; does not know files, tiers or times. The table it follo
 from __future__ import annotations
 
 import enum
+import functools
 import re
 import unicodedata
 from dataclasses import dataclass, replace
@@ -100,6 +101,12 @@ def read_words(text: str, start: int, end: int, context: FileContext) -> Reading
     return Reading(tuple(reader.items), reader.terminator, reader.end)
 
 
+@functools.lru_cache(maxsize=8192)
+def _as_written(text: str) -> tuple[str]:
+    """One object for all places of a word: a long transcript says few words often."""
+    return (text,)
+
+
 class _Reader:
     """Takes the tokens of one main tier in order and keeps the items they make.
 
@@ -137,7 +144,8 @@ class _Reader:
         if text in UNTRANSCRIBED or (self._context.is_ca and _BREATH.fullmatch(text)):
             self._add(ItemKind.UNKNOWN_SOUND, at)
         else:
-            self._add(ItemKind.WORD, at, self._language, text, (text,))
+            spoken = _as_written(text)
+            self._add(ItemKind.WORD, at, self._language, spoken[0], spoken)
 
     def _take_word(self, token: re.Match[str], at: int) -> None:
         raw = token["word"]

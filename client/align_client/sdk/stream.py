@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
     Metadata = tuple[tuple[str, str], ...]
 
-MAX_HELD_MS = 240_000  # audio that waits here, sent or not: about 8 MB
+MAX_HELD_MS = 180_000  # audio that waits here, sent or not: the server's widest window, about 6 MB
 MAX_LOSSES = 5  # streams in a row that broke with a segment unanswered before it is given up
 
 
