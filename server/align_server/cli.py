@@ -85,7 +85,7 @@ def main() -> None:
 @main.command()
 @_what
 @_where
-@click.option("-v", "--verbose", is_flag=True, help="Log every request and batch.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every batch.")
 def run(*, verbose: bool, **given: Any) -> None:
     """Serve in the foreground until Ctrl-C or SIGTERM."""
     config = _config(**given)

@@ -9,7 +9,7 @@ import structlog
 
 
 def configure(*, verbose: bool) -> None:
-    """Log to stderr; `verbose` adds a line for every request and batch."""
+    """Log to stderr; `verbose` adds a line for every batch."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,

@@ -97,7 +97,7 @@ class AsyncClient:
         elif sample_rate is None:
             raise TypeError("an array of samples needs its sample_rate")
         else:
-            pcm = from_array(audio, sample_rate)
+            pcm = await asyncio.to_thread(from_array, audio, sample_rate)
         items = [word if isinstance(word, Word) else Word(word, language) for word in words]
         message = wire.segment("", pcm, items)
         request = pb.AlignRequest(model=self.model if model is None else model, segment=message)
