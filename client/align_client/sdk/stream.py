@@ -181,7 +181,9 @@ class AlignStream:
 
     def _answer(self, segment_id: str, timings: Callable[[pb.Segment], tuple[WordTiming, ...]]) -> None:
         pending = self._unanswered.pop(segment_id, None)
-        if pending and not pending.future.done():
+        if pending is None or pending.future.done():
+            self._let_go(0)  # nobody waits for it, but the sender may wait for the last answer
+        else:
             pending.future.set_result(timings(pending.message))
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from align_client.sdk.errors import ServerFault
 from align_client.sdk.types import MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
 from align_proto.v1 import align_pb2 as pb
 
@@ -42,7 +43,9 @@ def audio_ms(message: pb.Segment) -> int:
 
 
 def timings(message: pb.Segment, answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
-    """The timings of a segment's words."""
+    """The timings of a segment's words. Raises ServerFault where there is not one for each."""
+    if len(answers) != len(message.words):
+        raise ServerFault(f"the server gave {len(answers)} times for {len(message.words)} words")
     return tuple(_timing(word.text, answer) for word, answer in zip(message.words, answers, strict=True))
 
 
