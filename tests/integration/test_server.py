@@ -18,8 +18,15 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
-from align_client import AlignError, AsyncClient, Client, MissingReason, Word, WordKind
-from align_client.sdk.errors import AccessDenied, RequestRefused, ServerUnavailable, UnknownModel, detail
+from align_client import AsyncClient, Client, MissingReason, Word, WordKind
+from align_client.sdk.errors import (
+    AccessDenied,
+    RequestRefused,
+    ServerUnavailable,
+    UnknownModel,
+    VersionMismatch,
+    detail,
+)
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceStub
 from support import launch
@@ -299,25 +306,41 @@ class TestNoServer:
         with Client(f"unix:{room}/none.sock") as client, pytest.raises(ServerUnavailable, match="align-server start"):
             client.align(noise(1), ["hello"], sample_rate=RATE)
 
-    def test_a_program_that_is_no_align_server_is_told_from_one(self, room: Path) -> None:
+    @pytest.mark.parametrize(
+        ("service", "hint"),
+        [
+            ("", "same version"),  # speaks gRPC, but not our contract
+            (
+                "from align_proto.v1 import align_pb2 as pb, align_pb2_grpc as rpc\n"
+                "class Newer(rpc.AlignServiceServicer):\n"
+                "    def GetServerInfo(self, request, context):\n"
+                "        return pb.GetServerInfoResponse(version='9.0', protocol_revision=99)\n"
+                "rpc.add_AlignServiceServicer_to_server(Newer(), server)\n",
+                "chatalign 9.0, protocol 99",
+            ),
+        ],
+    )
+    def test_a_server_of_another_version_is_told_from_ours(
+        self, room: Path, examples: Path, service: str, hint: str
+    ) -> None:
+        address = f"unix:{room}/other.sock"
         code = (
-            "import grpc, time; from concurrent.futures import ThreadPoolExecutor\n"
-            f"s = grpc.server(ThreadPoolExecutor(1)); s.add_insecure_port('unix:{room}/other.sock'); s.start()\n"
-            "print('ready', flush=True); time.sleep(60)"
+            "import grpc; from concurrent.futures import ThreadPoolExecutor\n"
+            f"server = grpc.server(ThreadPoolExecutor(1)); server.add_insecure_port({address!r})\n{service}"
+            "server.start(); print('ready', flush=True); server.wait_for_termination(120)"
         )
-        other = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE)
-        try:
-            assert other.stdout is not None
-            other.stdout.readline()
-            with (
-                Client(f"unix:{room}/other.sock") as client,
-                pytest.raises(AlignError, match="same version of chatalign"),
-            ):
-                client.info()
-        finally:
-            other.kill()
-            other.wait()
-            other.stdout.close()  # type: ignore[union-attr]
+        align = [sys.executable, "-m", "align_client", "align", str(examples), "-o", str(room), "--server", address]
+        with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE) as other:
+            try:
+                assert other.stdout is not None
+                assert other.stdout.readline() == b"ready\n"
+                with Client(address) as client, pytest.raises(VersionMismatch, match=hint):
+                    client.info()
+                done = subprocess.run(align, capture_output=True, text=True, check=False, timeout=60)
+                assert done.returncode == 3
+                assert hint in done.stderr
+            finally:
+                other.kill()
 
 
 def test_help_imports_neither_grpc_nor_torch() -> None:
