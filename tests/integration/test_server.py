@@ -38,6 +38,13 @@ if TYPE_CHECKING:
     from support import ServerProcess
 
 RATE = 16_000
+NEWER = """
+from align_proto.v1 import align_pb2 as pb, align_pb2_grpc as rpc
+class Newer(rpc.AlignServiceServicer):
+    def GetServerInfo(self, request, context):
+        return pb.GetServerInfoResponse(version='9.0', protocol_revision=99)
+rpc.add_AlignServiceServicer_to_server(Newer(), server)
+"""
 
 
 def noise(seconds: float, seed: int = 0) -> np.ndarray:
@@ -306,20 +313,7 @@ class TestNoServer:
         with Client(f"unix:{room}/none.sock") as client, pytest.raises(ServerUnavailable, match="align-server start"):
             client.align(noise(1), ["hello"], sample_rate=RATE)
 
-    @pytest.mark.parametrize(
-        ("service", "hint"),
-        [
-            ("", "same version"),  # speaks gRPC, but not our contract
-            (
-                "from align_proto.v1 import align_pb2 as pb, align_pb2_grpc as rpc\n"
-                "class Newer(rpc.AlignServiceServicer):\n"
-                "    def GetServerInfo(self, request, context):\n"
-                "        return pb.GetServerInfoResponse(version='9.0', protocol_revision=99)\n"
-                "rpc.add_AlignServiceServicer_to_server(Newer(), server)\n",
-                "chatalign 9.0, protocol 99",
-            ),
-        ],
-    )
+    @pytest.mark.parametrize(("service", "hint"), [("", "same version"), (NEWER, "chatalign 9.0, protocol 99")])
     def test_a_server_of_another_version_is_told_from_ours(
         self, room: Path, examples: Path, service: str, hint: str
     ) -> None:
