@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Engine, Segment
     from align_server.scheduling.admission import Throughput
 
-MAX_BATCH_MS = 60_000  # audio in one batch: longer ones keep the other lanes waiting
-MAX_BATCH_ITEMS = 32
+MAX_BATCH_MS = 90_000  # audio in one batch: longer ones are no faster, and keep other clients waiting
+MAX_BATCH_ITEMS = 48
 
 log = structlog.get_logger()
 
