@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 the server failed or could not be stopped, 2 wrong usage, 
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import time
 from pathlib import Path
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 START_TIMEOUT_S = 180.0
 NO_SERVER = 3
+SERVER_PACKAGES = ("pocketsphinx", "psutil", "structlog", "torch")
 
 F = Any
 
@@ -76,6 +78,16 @@ def _config(**given: Any) -> Config:
         raise click.UsageError(str(error)) from error
 
 
+def _need_server_extra() -> None:
+    """The base install has the client alone: say so before an import fails."""
+    missing = [name for name in SERVER_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise click.ClickException(
+            f"{', '.join(missing)} not installed: this is the client alone; install the server with: "
+            "pip install 'chatalign[server]'"
+        )
+
+
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="chatalign")
 def main() -> None:
@@ -88,6 +100,7 @@ def main() -> None:
 @click.option("-v", "--verbose", is_flag=True, help="Log every batch.")
 def run(*, verbose: bool, **given: Any) -> None:
     """Serve in the foreground until Ctrl-C or SIGTERM."""
+    _need_server_extra()
     config = _config(**given)
     from align_server.logs import configure
     from align_server.server import Server, StartError
@@ -104,6 +117,7 @@ def run(*, verbose: bool, **given: Any) -> None:
 @_where
 def start(**given: Any) -> None:
     """Start a server in the background, wait until it serves, and print its address."""
+    _need_server_extra()
     from align_server.background import BackgroundError, start_in_background
 
     config = _config(**given)
@@ -169,6 +183,7 @@ def status(*, watch: bool, **given: Any) -> None:
 @_where
 def models(**given: Any) -> None:
     """List the models that can be served here; says which are loaded where a server runs."""
+    _need_server_extra()
     from rich.console import Console
 
     from align_client import AlignError, Client

@@ -77,8 +77,10 @@ def from_status(error: grpc.aio.AioRpcError, address: str) -> AlignError:  # noq
         return ServerUnavailable(f"the connection to {address} broke while a message was being sent")
     match error.code():
         case grpc.StatusCode.UNAVAILABLE | grpc.StatusCode.CANCELLED:
+            # gRPC names the address three times before it says what is the matter.
+            matter = text.rpartition(": ")[2] if text.startswith("failed to connect") else text
             return ServerUnavailable(
-                f"no server answers at {address} ({text}); start one with `align-server start`, "
+                f"no server answers at {address} ({matter}); start one with `align-server start`, "
                 "or give its address with --server or $ALIGN_SERVER"
             )
         case grpc.StatusCode.RESOURCE_EXHAUSTED:
