@@ -6,6 +6,7 @@ Exit codes: 0 everything aligned, 1 something was not (the report says what), 2 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import re
 import sys
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
 INCOMPLETE = 1
 NO_SERVER = 3
+M_MMAP_THRESHOLD = -3  # of mallopt(3)
+LARGE_BUFFER = 64 * 1024  # bytes; two seconds of audio
 
 F = Any
 
@@ -98,6 +101,7 @@ def align(
     if not work:
         raise click.UsageError("there is no .cha file in what was given")
     _check_folders(media_dirs)
+    _map_large_buffers()
     options = corpus.Options(wor=not no_wor, media_dirs=media_dirs, jobs=jobs)
     with _progress(len(work)) as progress:
         reports = asyncio.run(_align(work, options, progress, address, model, start_server=start_server))
@@ -254,6 +258,14 @@ async def _check_model(client: Any, model: str | None) -> None:
 def _no_server(error: Exception) -> NoReturn:
     click.echo(f"Error: {error}", err=True)
     sys.exit(NO_SERVER)
+
+
+def _map_large_buffers() -> None:
+    """Give the memory of a sent segment back to the system at once: glibc keeps it, scattered, by default."""
+    import ctypes
+
+    with contextlib.suppress(AttributeError):  # another C library
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
 
 
 def _check_folders(media_dirs: Sequence[Path]) -> None:
