@@ -141,8 +141,9 @@ class Corpus:
             for segment in waiting:
                 work.lost |= {part.utterance: str(error) for part in segment.parts}
 
-    def _advance(self, report: FileReport, segment: Planned, _answer: object) -> None:
-        self._progress.advanced(report.source, _seconds(segment))
+    def _advance(self, report: FileReport, segment: Planned, answer: asyncio.Future[tuple[WordTiming, ...]]) -> None:
+        if not answer.cancelled() and answer.exception() is None:
+            self._progress.advanced(report.source, _seconds(segment))
 
     async def _result(self, work: _Work) -> bytes:
         """Wait for the answers, note what has no time, and write the rest into the document's bytes."""

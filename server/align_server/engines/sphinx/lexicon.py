@@ -6,7 +6,6 @@ grapheme-to-phoneme model for what is left. Knows nothing of audio, and nothing 
 
 from __future__ import annotations
 
-import importlib.util
 import itertools
 import re
 import unicodedata
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from align_server.engines.engine import EngineLoadError
 from align_server.engines.sphinx.g2p import G2P
+from align_server.engines.sphinx.model import model_folder
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -49,12 +49,7 @@ _LETTER_A: tuple[Pronunciation, ...] = (("EY",),)
 
 def dictionary_path() -> Path:
     """Where the pocketsphinx wheel keeps CMUdict. Raises EngineLoadError where the wheel is not installed."""
-    spec = importlib.util.find_spec("pocketsphinx")
-    if spec is None or not spec.submodule_search_locations:
-        raise EngineLoadError(
-            "pocketsphinx is not installed, and it carries the dictionary: pip install 'chatalign[server]'"
-        )
-    return Path(spec.submodule_search_locations[0]) / "model" / "en-us" / "cmudict-en-us.dict"
+    return model_folder() / "cmudict-en-us.dict"
 
 
 def read_dictionary(path: Path) -> dict[str, str]:
