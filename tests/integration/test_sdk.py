@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import time
 from typing import TYPE_CHECKING
 
@@ -35,6 +36,7 @@ def test_a_recording_is_aligned_by_its_path(server: ServerProcess, examples: Pat
         result = client.align(tmp_path / "talk.wav", ["can", "you", "tell", "me", "about", "your", "first", "job"])
         again = client.align(samples, [Word(word.text, "eng") for word in result.words], sample_rate=rate)
     assert isinstance(result.words[0], WordTiming)
+    assert re.fullmatch(r"WordTiming\(text='can', start=[\d.]+, end=[\d.]+, score=0\.\d{1,4}\)", repr(result.words[0]))
     starts = [word.start for word in result.words]
     assert None not in starts
     assert starts == sorted(starts, key=float)  # type: ignore[arg-type]

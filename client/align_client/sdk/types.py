@@ -34,7 +34,7 @@ class Word:
     kind: WordKind = WordKind.WORD
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class WordTiming:
     """When a word was said, in seconds from the start of its audio.
 
@@ -48,6 +48,12 @@ class WordTiming:
     score: float = 0.0
     reason: MissingReason | None = None
     detail: str = ""
+
+    def __repr__(self) -> str:
+        shown = (
+            ["text", "start", "end", "score"] if self.reason is None else ["text", "start", "end", "reason", "detail"]
+        )
+        return f"WordTiming({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
     def why(self) -> str:

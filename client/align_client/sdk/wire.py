@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
+SCORE_DIGITS = 4  # a float32 on the wire would show more than it knows
 KINDS = {
     WordKind.WORD: pb.WORD_KIND_WORD,
     WordKind.UNKNOWN_SOUND: pb.WORD_KIND_UNKNOWN_SOUND,
@@ -57,7 +58,7 @@ def refused(message: pb.Segment, refusal: pb.SegmentRefusal) -> tuple[WordTiming
 
 def _timing(text: str, answer: pb.WordTiming) -> WordTiming:
     if answer.HasField("start_ms") and answer.HasField("end_ms"):
-        return WordTiming(text, answer.start_ms / 1000, answer.end_ms / 1000, answer.score)
+        return WordTiming(text, answer.start_ms / 1000, answer.end_ms / 1000, round(answer.score, SCORE_DIGITS))
     return WordTiming(text, reason=REASONS.get(answer.reason, MissingReason.ENGINE_FAILED), detail=answer.detail)
 
 
