@@ -18,6 +18,7 @@ import click
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from align_client.files import Job
     from align_client.progress import Lines
     from align_client.report import FileReport
     from align_client.sdk.types import AlignResult
@@ -90,17 +91,11 @@ def align(
     INPUT is a .cha file, a folder, or @list.txt with one of these a line. Nothing but time bullets and %wor tiers
     changes in a file.
     """
-    from align_client import corpus, files
+    from align_client import corpus
 
     if (out is None) == (not in_place):
         raise click.UsageError("say where the results go: either -o OUT or --in-place")
-    try:
-        work = files.jobs(inputs, out)
-    except files.InputError as error:
-        raise click.UsageError(str(error)) from error
-    if not work:
-        raise click.UsageError("there is no .cha file in what was given")
-    _check_folders(media_dirs)
+    work = _jobs(inputs, out, media_dirs)
     _map_large_buffers()
     options = corpus.Options(wor=not no_wor, media_dirs=media_dirs, jobs=jobs)
     with _progress(len(work)) as progress:
@@ -114,15 +109,9 @@ def align(
 @click.option("--report", type=click.Path(path_type=Path, dir_okay=False), help="Write the findings as JSON.")
 def check(*, inputs: tuple[str, ...], media_dirs: tuple[Path, ...], report: Path | None) -> None:
     """Say what would be aligned and what not, and why; needs no server, writes no transcript."""
-    from align_client import corpus, files
+    from align_client import corpus
 
-    try:
-        work = files.jobs(inputs, None)
-    except files.InputError as error:
-        raise click.UsageError(str(error)) from error
-    if not work:
-        raise click.UsageError("there is no .cha file in what was given")
-    _check_folders(media_dirs)
+    work = _jobs(inputs, None, media_dirs)
     reports = []
     for job in work:
         found = corpus.inspect(job.source, corpus.Options(media_dirs=media_dirs))
@@ -167,7 +156,7 @@ def words(
 
 
 async def _align(
-    work: Sequence[Any],
+    work: Sequence[Job],
     options: Any,
     progress: Lines,
     address: str | None,
@@ -268,10 +257,20 @@ def _map_large_buffers() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
 
 
-def _check_folders(media_dirs: Sequence[Path]) -> None:
+def _jobs(inputs: Sequence[str], out: Path | None, media_dirs: Sequence[Path]) -> list[Job]:
+    """What INPUT and OUT stand for. Raises UsageError."""
+    from align_client import files
+
+    try:
+        work = files.jobs(inputs, out)
+    except files.InputError as error:
+        raise click.UsageError(str(error)) from error
+    if not work:
+        raise click.UsageError("there is no .cha file in what was given")
     for folder in media_dirs:
         if not folder.is_dir():
             raise click.UsageError(f"--media-dir {folder} is not a folder")
+    return work
 
 
 def _progress(files: int) -> Lines:
