@@ -15,6 +15,8 @@ from support import CORPORA, PROJECT, ServerProcess, launch
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from align_server.engines.sphinx.engine import SphinxEngine
+
 
 @pytest.fixture
 def room() -> Iterator[Path]:
@@ -30,6 +32,21 @@ def server() -> Iterator[ServerProcess]:
         running = launch(Path(folder) / "align.sock")
         yield running
         running.stop()
+
+
+@pytest.fixture(scope="session")
+def engine() -> Iterator[SphinxEngine]:
+    """The embedded engine, loaded once; one torch thread, as in the server, where each lane is a thread of its own."""
+    import torch
+
+    from align_server.engines.sphinx.engine import SphinxEngine
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    loaded = SphinxEngine()
+    loaded.load()
+    yield loaded
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -13,7 +13,9 @@ import soundfile
 from align_client.chat.document import Document
 from align_client.plan import collect, plan
 from align_server.engines.engine import SAMPLE_RATE, Segment, Word, WordKind
-from align_server.engines.sphinx.engine import SphinxEngine
+
+if TYPE_CHECKING:
+    from align_server.engines.sphinx.engine import SphinxEngine
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 NAMES = {"play": "play.flac", "interview": "interview.mp3"}
@@ -49,13 +51,6 @@ def test_true_times_lie_in_order_inside_their_bullet_and_the_recording(name: str
             if utterance.bullet is not None:
                 assert utterance.bullet.start_ms / 1000 <= word["start"]
                 assert word["end"] <= utterance.bullet.end_ms / 1000
-
-
-@pytest.fixture(scope="module")
-def engine() -> SphinxEngine:
-    engine = SphinxEngine()
-    engine.load()
-    return engine
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -9,36 +9,19 @@ import numpy as np
 import pocketsphinx
 import pytest
 import soundfile
-import torch
 
 from align_server.engines.engine import Segment, Word, WordKind
-from align_server.engines.sphinx.engine import SphinxEngine
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
 
     from align_server.engines.engine import Result
+    from align_server.engines.sphinx.engine import SphinxEngine
 
 pytestmark = pytest.mark.corpus
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the server, where each worker is a thread of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def engine() -> SphinxEngine:
-    loaded = SphinxEngine()
-    loaded.load()
-    return loaded
 
 
 def manifest(corpus: Path, name: str) -> list[dict[str, Any]]:

@@ -17,30 +17,12 @@ from align_server.engines.sphinx.engine import SphinxEngine
 from align_server.engines.sphinx.model import model_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     import numpy.typing as npt
 
     from align_server.engines.engine import Engine, Result
 
 SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
 PAUSE = Word("", kind=WordKind.PAUSE)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As in the server, where each worker is a thread of its own."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def engine() -> SphinxEngine:
-    loaded = SphinxEngine()
-    loaded.load()
-    return loaded
 
 
 def noise(seconds: float, seed: int = 0) -> npt.NDArray[np.int16]:

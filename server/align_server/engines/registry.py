@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from align_server.engines.engine import EngineLoadError
+from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, model_folder
 
 if TYPE_CHECKING:
     from align_server.engines.engine import Engine
 
-DEFAULT_MODEL = "sphinx-en-us"
+DEFAULT_MODEL = NAME
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,14 +30,12 @@ class ModelDescription:
 
 def available() -> list[ModelDescription]:
     """Every model that can be served here, the default first."""
-    from align_server.engines.sphinx.model import model_folder  # noqa: PLC0415  the wheel may be missing
-
     weights = model_folder() / "en-us"
     return [
         ModelDescription(
             name=DEFAULT_MODEL,
-            languages=("eng",),
-            licence="BSD-2-Clause",
+            languages=LANGUAGES,
+            licence=LICENCE,
             size_bytes=sum(path.stat().st_size for path in weights.iterdir() if path.is_file()),
             note="CMU Sphinx US English, inside the pocketsphinx wheel",
         )

@@ -20,7 +20,7 @@ from align_server.engines.sphinx.acoustic import SenoneScorer
 from align_server.engines.sphinx.features import FrontEnd, count_frames
 from align_server.engines.sphinx.g2p import MODEL
 from align_server.engines.sphinx.lexicon import SUPPLEMENT, Lexicon, dictionary_path
-from align_server.engines.sphinx.model import STATES, AcousticModel, model_folder
+from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, STATES, AcousticModel, model_folder
 from align_server.engines.sphinx.viterbi import Utterance, best_paths
 
 if TYPE_CHECKING:
@@ -86,9 +86,9 @@ class SphinxEngine:
     `device` is a torch device. A result is the same alone and in any batch, and with any number of threads.
     """
 
-    name: ClassVar[str] = "sphinx-en-us"
-    languages: ClassVar[tuple[str, ...]] = ("eng",)
-    licence: ClassVar[str] = "BSD-2-Clause"
+    name: ClassVar[str] = NAME
+    languages: ClassVar[tuple[str, ...]] = LANGUAGES
+    licence: ClassVar[str] = LICENCE
     sample_rate: ClassVar[int] = SAMPLE_RATE
     frame_ms: ClassVar[float] = timing.FRAME_MS
     max_segment_s: ClassVar[float] = 120.0

@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     Floats = npt.NDArray[np.float32]
     Integers = npt.NDArray[np.int32]
 
+NAME: Final = "sphinx-en-us"
+LANGUAGES: Final = ("eng",)
+LICENCE: Final = "BSD-2-Clause"
+
 STATES: Final = 3  # emitting states of every phone, left to right without skips
 INTERNAL, BEGIN, END, SINGLE = range(4)  # where in its word a triphone stands
 
