@@ -193,7 +193,10 @@ def inspect(source: Path, options: Options) -> FileReport:
         for segment in work.segments:
             report.audio_s += _seconds(segment)
             for part in segment.parts:
-                words = _word_count(work.utterance(part.utterance))
+                utterance = work.utterance(part.utterance)
+                if not _matters(utterance, work.document, options):
+                    continue
+                words = _word_count(utterance)
                 report.words += words
                 report.words_aligned += words
                 report.utterances_aligned += 1

@@ -133,6 +133,20 @@ class TestOutputs:
         assert bad.returncode == 1
         assert "talk" in bad.stdout
 
+    def test_check_and_align_count_the_same_words_of_a_ca_transcript(
+        self, client: Client, tmp_path: Path, speech: Speech
+    ) -> None:
+        soundfile.write(tmp_path / "talk.wav", *speech)
+        path = transcript(tmp_path)
+        turns = "@Options:\tCA\n*CHI:\toh my \x15100_900\x15\n*CHI:\tdear\n*CHI:\tme too \x152000_2900\x15\n@End\n"
+        path.write_text(re.sub(r"(?s)@Media.*", "@Media:\ttalk, audio\n" + turns, path.read_text()))
+        assert client("check", path, "--report", tmp_path / "check.json").returncode == 0
+        assert client("align", path, "-o", tmp_path / "out", "--report", tmp_path / "align.json").returncode == 0
+        counted = [
+            json.loads((tmp_path / f"{name}.json").read_text())["totals"]["words"] for name in ("check", "align")
+        ]
+        assert counted == [1, 1]
+
 
 class TestAudio:
     """Whatever the recording is, the words get times, or the report says why not."""
