@@ -18,6 +18,12 @@ if TYPE_CHECKING:
     from align_server.engines.sphinx.engine import SphinxEngine
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _state_of_its_own(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What servers learn about this machine is kept for the run alone."""
+    os.environ["XDG_STATE_HOME"] = str(tmp_path_factory.mktemp("state"))
+
+
 @pytest.fixture
 def room() -> Iterator[Path]:
     """A private folder with a path short enough for sockets."""

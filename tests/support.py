@@ -7,10 +7,17 @@ import signal
 import subprocess
 import sys
 import time
+import urllib.request
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+from prometheus_client.parser import text_string_to_metric_families
 
 from align_client import AlignError, Client
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 PROJECT = Path(__file__).resolve().parent.parent
 CORPORA = PROJECT.parent / "shared" / "data"
@@ -65,3 +72,29 @@ def wait_until_serving(server: ServerProcess) -> None:
             assert server.process.poll() is None, server.log
             assert time.monotonic() < deadline, server.log
             time.sleep(0.05)
+
+
+class Scrape:
+    """What a metrics page says now."""
+
+    def __init__(self, address: str) -> None:
+        with urllib.request.urlopen(f"http://{address}/metrics", timeout=10) as page:
+            text = page.read().decode()
+        self.families = list(text_string_to_metric_families(text))
+        self.samples = [sample for family in self.families for sample in family.samples]
+
+    def __call__(self, name: str, **labels: str) -> float:
+        """The sum over all samples of that name that have these labels; 0 where there are none."""
+        return sum(s.value for s in self.samples if s.name == name and labels.items() <= s.labels.items())
+
+    def labels(self, name: str, label: str) -> set[str]:
+        """What that label is in the samples of that name."""
+        return {s.labels[label] for s in self.samples if s.name == name}
+
+
+def eventually(is_so: Callable[[], object], within_s: float = 20.0) -> None:
+    """Wait until it is so; fail where it does not become so in time."""
+    deadline = time.monotonic() + within_s
+    while not is_so():
+        assert time.monotonic() < deadline, f"not so within {within_s} s"
+        time.sleep(0.02)

@@ -7,23 +7,50 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
+import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from align_client import Client
     from align_server.config import Config
 
 START_TIMEOUT_S = 180.0
 NO_SERVER = 3
 SERVER_PACKAGES = ("pocketsphinx", "psutil", "structlog", "torch")
 
+FLAGS = {"config_path": "--config", "models": "--model", "memory_limit_mb": "--memory-limit"}
+
 F = Any
+
+
+if TYPE_CHECKING:
+    Megabytes = click.ParamType[int]
+else:
+    Megabytes = click.ParamType  # takes no parameter in the oldest click that will do
+
+
+class Size(Megabytes):
+    """An amount of memory, in MB where no unit is given."""
+
+    name = "size"
+    units: ClassVar = {"": 1, "M": 1, "MB": 1, "G": 1024, "GB": 1024}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """MB of what was typed."""
+        if isinstance(value, int):
+            return value
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]?B?)", str(value).upper())
+        megabytes = int(float(found[1]) * self.units[found[2]]) if found and found[2] in self.units else 0
+        if not megabytes:
+            self.fail(f"{value!r} is no amount of memory; write it like 8G or 900M", param, ctx)
+        return megabytes
 
 
 def _where(command: F) -> F:
@@ -54,14 +81,32 @@ def _what(command: F) -> F:
             metavar="NAME",
             help="A model to hold; may be repeated; the first is the default.",
         ),
-        click.option("--lanes", type=click.IntRange(1, 64), help="Batches computed at once; default: one per core."),
+        click.option(
+            "--lanes",
+            type=click.IntRange(1, 64),
+            help="Batches computed at once; default: one per core, or one on a GPU.",
+        ),
         click.option(
             "--max-queued-s",
             type=click.IntRange(600),
-            help="Seconds of audio that may be queued or granted: bounds the server's memory. Default: 1200.",
+            help="Seconds of audio that may be queued or granted: bounds how long anyone waits. Default: 1200.",
         ),
+        click.option(
+            "--memory-limit",
+            "memory_limit_mb",
+            type=Size(),
+            help="Memory for the whole process, such as 8G or 900M: keeps the machine from running out. "
+            "Default: three quarters of what the machine or its container has.",
+        ),
+        click.option(
+            "--idle-unload-s",
+            type=click.FloatRange(0),
+            help="Seconds without use after which a model gives its memory back; it is loaded again when asked for. "
+            "Default: never.",
+        ),
+        click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there; default: not at all."),
     ]
-    for option in options:
+    for option in reversed(options):
         command = option(command)
     return command
 
@@ -97,7 +142,7 @@ def main() -> None:
 @main.command()
 @_what
 @_where
-@click.option("-v", "--verbose", is_flag=True, help="Log every batch.")
+@click.option("-v", "--verbose", is_flag=True, help="Log every segment and every batch.")
 def run(*, verbose: bool, **given: Any) -> None:
     """Serve in the foreground until Ctrl-C or SIGTERM."""
     _need_server_extra()
@@ -127,7 +172,18 @@ def start(**given: Any) -> None:
         raise click.ClickException(str(error)) from error
     if not started:
         click.echo("a server is already running there", err=True)
+    _tell_failed(config)
     click.echo(config.address)
+
+
+def _tell_failed(config: Config) -> None:
+    """Say which models the server has to do without."""
+    from align_client import AlignError, Client
+
+    with Client(config.address) as client, contextlib.suppress(AlignError):
+        for model in client.models():
+            if model.state == "failed":
+                click.echo(f"Warning: {model.name} is not served: {model.detail}", err=True)
 
 
 @main.command()
@@ -159,6 +215,7 @@ def stop(**given: Any) -> None:
 def status(*, watch: bool, **given: Any) -> None:
     """Show models, queue, clients and memory of a running server."""
     from rich.console import Console
+    from rich.live import Live
 
     from align_client import AlignError, Client
     from align_server.tables import status_table
@@ -167,16 +224,57 @@ def status(*, watch: bool, **given: Any) -> None:
     console = Console()
     with Client(config.address) as client:
         try:
-            while True:
+            if not watch:
                 console.print(status_table(client.info(), client.models()))
-                if not watch:
-                    return
-                time.sleep(1)
+                return
+            with Live(console=console, auto_refresh=False, screen=console.is_terminal) as live:
+                while True:
+                    live.update(status_table(client.info(), client.models()), refresh=True)
+                    time.sleep(1)
         except AlignError as error:
             click.echo(f"Error: {error}", err=True)
             sys.exit(NO_SERVER)
         except KeyboardInterrupt:
             return
+
+
+@main.command()
+@click.argument("model")
+@_where
+def load(model: str, **given: Any) -> None:
+    """Load a model that a running server was started with, now rather than when it is first needed."""
+    _tell(_config(**given), lambda client: client.load_model(_served(model)))
+    click.echo(f"{model} is loaded")
+
+
+@main.command()
+@click.argument("model")
+@_where
+def unload(model: str, **given: Any) -> None:
+    """Let a running server give a model's memory back; whoever needs the model next has it loaded again."""
+    _tell(_config(**given), lambda client: client.unload_model(_served(model)))
+    click.echo(f"{model} is unloaded")
+
+
+def _served(model: str) -> str:
+    """The name under which a server has that model: with the folder's whole path."""
+    from align_server.engines.registry import absolute
+
+    return absolute(model)
+
+
+def _tell(config: Config, call: Callable[[Client], object]) -> None:
+    from align_client import AlignError, Client
+    from align_client.sdk.errors import ModelUnavailable, RequestRefused
+
+    with Client(config.address) as client:
+        try:
+            call(client)
+        except (RequestRefused, ModelUnavailable) as error:
+            raise click.ClickException(str(error)) from error
+        except AlignError as error:
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(NO_SERVER)
 
 
 @main.command()
@@ -188,23 +286,32 @@ def models(**given: Any) -> None:
 
     from align_client import AlignError, Client
     from align_server.engines import registry
+    from align_server.engines.engine import EngineLoadError
     from align_server.tables import models_table
 
     config = _config(**given)
     states: dict[str, str] = {}
     with Client(config.address) as client, contextlib.suppress(AlignError):  # no server: then nothing is loaded
         states = {model.name: model.state for model in client.models()}
-    Console().print(models_table(registry.available(), states))
+    names = dict.fromkeys([registry.DEFAULT_MODEL, *states])
+    rows = []
+    for name in names:
+        with contextlib.suppress(EngineLoadError):  # its folder may have gone since
+            rows.append(registry.describe(name))
+    Console().print(models_table(rows, states))
+    click.echo(f"and {registry.CTC}FOLDER: any wav2vec2, HuBERT or WavLM checkpoint for CTC in a local folder")
 
 
 def _run_flags(**given: Any) -> list[str]:
-    """The flags of `start` as `run` takes them."""
+    """The flags of `start` as `run` takes them, in whichever folder."""
+    from align_server.engines.registry import absolute
+
     flags: list[str] = []
     for name, value in given.items():
-        flag = {"config_path": "--config", "models": "--model"}.get(name, f"--{name.replace('_', '-')}")
+        flag = FLAGS.get(name, f"--{name.replace('_', '-')}")
         for item in value if isinstance(value, tuple) else [value]:
             if item is not None:
-                flags += [flag, str(item.absolute() if isinstance(item, Path) else item)]
+                flags += [flag, str(item.absolute() if isinstance(item, Path) else absolute(str(item)))]
     return flags
 
 

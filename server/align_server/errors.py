@@ -1,8 +1,8 @@
 """The one place where refusals and faults become gRPC statuses.
 
-Full -> RESOURCE_EXHAUSTED with RetryInfo and pushback, loading or draining -> UNAVAILABLE, bad fields ->
-INVALID_ARGUMENT with BadRequest, unknown model -> NOT_FOUND, deadline -> DEADLINE_EXCEEDED, and anything
-else -> INTERNAL with an error id: its text goes to the log alone.
+Full -> RESOURCE_EXHAUSTED with RetryInfo and pushback, draining -> UNAVAILABLE, bad fields -> INVALID_ARGUMENT with
+BadRequest, unknown model -> NOT_FOUND, a model that cannot be loaded -> FAILED_PRECONDITION, deadline ->
+DEADLINE_EXCEEDED, and anything else -> INTERNAL with an error id: its text goes to the log alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,15 @@ import structlog
 from google.protobuf import any_pb2, duration_pb2, message
 from google.rpc import error_details_pb2, status_pb2
 
-from align_server.scheduling.work import DeadlineTooSoon, Full, Invalid, Refusal, Unavailable, UnknownModel
+from align_server.scheduling.work import (
+    DeadlineTooSoon,
+    Full,
+    Invalid,
+    ModelUnavailable,
+    Refusal,
+    Unavailable,
+    UnknownModel,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -30,6 +38,7 @@ CODES: dict[type[Refusal], grpc.StatusCode] = {
     Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineTooSoon: grpc.StatusCode.DEADLINE_EXCEEDED,
     Unavailable: grpc.StatusCode.UNAVAILABLE,
+    ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     Invalid: grpc.StatusCode.INVALID_ARGUMENT,
 }

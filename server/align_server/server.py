@@ -21,18 +21,31 @@ from grpc_reflection.v1alpha import reflection
 
 from align_proto.v1 import align_pb2, align_pb2_grpc
 from align_server import __version__
+from align_server.config import SMALLEST_QUEUE_MS
 from align_server.engines import registry
 from align_server.engines.engine import EngineLoadError
 from align_server.lock import AddressLock, LockedError, UnsafeFolderError, private_folder
-from align_server.scheduling.admission import Admission, Throughput
+from align_server.metrics import Metrics
+from align_server.scheduling.admission import Admission
+from align_server.scheduling.batcher import Pools
+from align_server.scheduling.learnt import Learnt
+from align_server.scheduling.memory import MemoryGuard, ProcessMemory
 from align_server.scheduling.residents import ModelState, Residents
 from align_server.service import MAX_MESSAGE_BYTES, AlignService
+from align_server.tracing import Tracer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from align_server.config import Config
+    from align_server.engines.engine import Engine
+    from align_server.metrics import Reading
 
 SERVICE = align_pb2.DESCRIPTOR.services_by_name["AlignService"].full_name
 DRAIN_POLL_S = 0.02
+HOUSEKEEPING_S = 1.0
+GPU_SHARE = 0.9  # of a GPU's memory, for models and batches
+SCRAPE_S = 5.0  # for the event loop to answer who reads the metrics
 STOP_GRACE_S = 1.0  # for streams to end by themselves once everything is answered
 
 log = structlog.get_logger()
@@ -51,19 +64,35 @@ class Server:
         self._stopping = asyncio.Event()
         self._lock = AddressLock(config.lock_path)
         self._socket_inode: int | None = None
-        self._throughput = Throughput()
-        self._admission = Admission(config.max_queued_ms, self._throughput)
+        self._guard = MemoryGuard(config.memory_limit(), ProcessMemory())
+        self._gpus: dict[str, MemoryGuard] = {}
+        self._admission = Admission(lambda: min(config.max_queued_ms, max(SMALLEST_QUEUE_MS, self._guard.queue_ms)))
         self._health = health.aio.HealthServicer()
+        self._metrics = Metrics()
+        self._tracer = Tracer()
+        self._pools = Pools.of(config.preprocess_count(), config.decode_count())
         self._residents = Residents(
-            config.models,
-            self._throughput,
-            config.lane_count(),
+            [self._describe(name) for name in config.models],
             make=lambda name: registry.create(name, config.device),
+            lanes=lambda engine: config.lane_count(engine.device),
+            guard=self._guard_for,
+            learnt=Learnt(config.state_dir / "learnt.json"),
+            pools=self._pools,
+            metrics=self._metrics,
             on_state=self._publish,
+            held_ms=lambda: self._admission.held_ms,
+            idle_s=config.idle_unload_s,
         )
         self._service = AlignService(
-            self._residents, self._admission, self._throughput, device=config.device, max_words=config.max_words
+            self._residents,
+            self._admission,
+            self._guard,
+            self._metrics,
+            self._tracer,
+            device=config.device,
+            max_words=config.max_words,
         )
+        self._stop_metrics: Callable[[], None] = lambda: None
         self._publishing: set[asyncio.Task[None]] = set()
 
     def run(self) -> None:
@@ -102,13 +131,15 @@ class Server:
         log.info("starting", version=__version__, address=self.config.address, pid=os.getpid())
         for name in ("", *self.config.models):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._serve_metrics()
         await self._bind()
-        loading = asyncio.create_task(self._residents.load())
+        loading = asyncio.create_task(self._residents.load_all())
         stopping = asyncio.create_task(self._stopping.wait())
         await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
         stopping.cancel()
         if not loading.done():
             loading.cancel()
+            await asyncio.gather(loading, return_exceptions=True)
             return
         try:
             loading.result()
@@ -119,8 +150,12 @@ class Server:
         log.info("serving", models=list(self.config.models), seconds=round(time.monotonic() - started, 2))
 
     async def main_loop(self) -> None:
-        """Wait for the first signal."""
-        await self._stopping.wait()
+        """Keep house until the first signal."""
+        while not self._stopping.is_set():
+            self._admission.refresh()
+            await self._residents.refresh()
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), HOUSEKEEPING_S)
 
     async def shutdown(self) -> None:
         """Drain: say NOT_SERVING, answer what was taken, then stop. A second signal forces the exit."""
@@ -128,13 +163,16 @@ class Server:
         await self._health.enter_graceful_shutdown()
         self._service.drain()
         deadline = time.monotonic() + self.config.drain_s
-        while (self._admission.held_ms or self._admission.streams) and time.monotonic() < deadline:  # noqa: ASYNC110  two counters of two modules
+        while (self._admission.unanswered_ms or self._admission.streams) and time.monotonic() < deadline:  # noqa: ASYNC110  two counters of two modules
             await asyncio.sleep(DRAIN_POLL_S)
         await self._server.stop(STOP_GRACE_S)
         await self._residents.stop()
+        await asyncio.to_thread(self._pools.shutdown)
+        await asyncio.to_thread(self._stop_metrics)
+        await asyncio.to_thread(self._tracer.stop)
         self._remove_socket()
         self._lock.release()
-        log.info("stopped", segments=self._throughput.segments_done, audio_s=self._throughput.audio_done_ms // 1000)
+        log.info("stopped", segments=self._residents.segments_done, audio_s=self._residents.audio_done_ms // 1000)
 
     async def _bind(self) -> None:
         interceptors = [_TokenInterceptor(self.config.token)] if self.config.listen else []
@@ -160,14 +198,47 @@ class Server:
             self.config.socket.chmod(0o600)
             self._socket_inode = self.config.socket.stat().st_ino
 
+    def _describe(self, name: str) -> registry.ModelDescription:
+        try:
+            return registry.describe(name)
+        except EngineLoadError as error:
+            raise StartError(str(error)) from error
+
+    def _guard_for(self, engine: Engine) -> MemoryGuard:
+        """The memory that an engine lives in: the process's, or its GPU's."""
+        if not engine.device.startswith("cuda"):
+            return self._guard
+        if engine.device not in self._gpus:
+            from align_server.engines.device import CudaMemory  # noqa: PLC0415  imports torch
+
+            memory = CudaMemory(engine.device)
+            self._gpus[engine.device] = MemoryGuard(int(GPU_SHARE * memory.total()), memory, queue_share=0.0)
+        return self._gpus[engine.device]
+
+    def _serve_metrics(self) -> None:
+        if self.config.metrics:
+            loop = asyncio.get_running_loop()
+            self._metrics.watch(lambda: asyncio.run_coroutine_threadsafe(self._readings(), loop).result(SCRAPE_S))
+            try:
+                self._stop_metrics = self._metrics.serve(*self.config.metrics_address)
+            except OSError as error:
+                self._lock.release()
+                raise StartError(f"cannot serve metrics on {self.config.metrics}: {error}") from error
+            log.info("metrics", address=f"http://{self.config.metrics}/metrics")
+
+    async def _readings(self) -> list[Reading]:
+        """The gauges, read on the event loop: in any other thread what they count would change meanwhile."""
+        return list(self._service.readings())
+
     def _remove_socket(self) -> None:
         with contextlib.suppress(FileNotFoundError):
             if self._socket_inode is not None and self.config.socket.stat().st_ino == self._socket_inode:
                 self.config.socket.unlink()
 
     def _publish(self, model: str, state: ModelState) -> None:
-        serving = health_pb2.HealthCheckResponse.SERVING
-        status = serving if state is ModelState.SERVING else health_pb2.HealthCheckResponse.NOT_SERVING
+        # A model that was unloaded for want of use is loaded again by whoever asks for it.
+        ready = state in {ModelState.SERVING, ModelState.AVAILABLE}
+        status = health_pb2.HealthCheckResponse.SERVING if ready else health_pb2.HealthCheckResponse.NOT_SERVING
         task = asyncio.get_running_loop().create_task(self._health.set(model, status))
         self._publishing.add(task)
         task.add_done_callback(self._publishing.discard)

@@ -173,24 +173,35 @@ class TestAlign:
 
 
 class TestAlignStream:
+    async def test_credit_is_for_a_segment_first_and_for_a_window_once_the_stream_works(
+        self, stub: AlignServiceStub
+    ) -> None:
+        call = stub.AlignStream()
+        await call.write(pb.AlignStreamRequest(open=pb.AlignStreamOpen(client="test")))
+        assert (await call.read()).granted_ms == 15_000
+        await call.write(pb.AlignStreamRequest(segments=[segment()]))
+        granted = 0
+        while granted < 120_000:
+            granted = max(granted, (await call.read()).granted_ms)
+        call.cancel()
+
     async def test_credit_comes_first_and_results_in_any_order(self, stub: AlignServiceStub) -> None:
         call = stub.AlignStream()
         await call.write(pb.AlignStreamRequest(open=pb.AlignStreamOpen(client="test")))
         first = await call.read()
-        assert first.WhichOneof("message") == "credit"
-        assert first.credit.granted_ms >= 120_000
+        assert first.granted_ms > 0
+        assert not first.results
         for name in "abc":
-            await call.write(pb.AlignStreamRequest(segment=segment(name=name)))
+            await call.write(pb.AlignStreamRequest(segments=[segment(name=name)]))
         await call.done_writing()
         results = []
         while message := await call.read():
-            if message.HasField("result"):
-                results.append(message.result.id)
+            results += [result.id for result in message.results]
         assert sorted(results) == ["a", "b", "c"]
 
     def test_sending_beyond_the_credit_ends_the_stream(self, server: ServerProcess) -> None:
         opening = pb.AlignStreamRequest(open=pb.AlignStreamOpen())
-        greedy = [opening, *(pb.AlignStreamRequest(segment=segment(15)) for _ in range(40))]
+        greedy = [opening, *(pb.AlignStreamRequest(segments=[segment(100)]) for _ in range(8))]
         # Not the asyncio API: a write that fails there hides the status that the server gave.
         with grpc.insecure_channel(server.address) as channel, pytest.raises(grpc.RpcError) as caught:
             list(AlignServiceStub(channel).AlignStream(iter(greedy)))
@@ -201,19 +212,18 @@ class TestAlignStream:
     async def test_a_segment_that_cannot_be_used_is_refused_and_the_others_go_on(self, stub: AlignServiceStub) -> None:
         call = stub.AlignStream()
         await call.write(pb.AlignStreamRequest(open=pb.AlignStreamOpen()))
-        await call.write(pb.AlignStreamRequest(segment=pb.Segment(id="bad", pcm=b"\0\0")))
-        await call.write(pb.AlignStreamRequest(segment=segment(name="good")))
+        await call.write(pb.AlignStreamRequest(segments=[pb.Segment(id="bad", pcm=b"\0\0")]))
+        await call.write(pb.AlignStreamRequest(segments=[segment(name="good")]))
         await call.done_writing()
-        kinds = {}
+        kinds: dict[str, str] = {}
         async for message in call:
-            kind = message.WhichOneof("message")
-            if kind in {"result", "refusal"}:
-                kinds[getattr(message, kind).id] = kind
+            kinds |= {result.id: "result" for result in message.results}
+            kinds |= {refusal.id: "refusal" for refusal in message.refusals}
         assert kinds == {"bad": "refusal", "good": "result"}
 
     async def test_a_stream_that_does_not_open_is_refused(self, stub: AlignServiceStub) -> None:
         call = stub.AlignStream()
-        await call.write(pb.AlignStreamRequest(segment=segment()))
+        await call.write(pb.AlignStreamRequest(segments=[segment()]))
         error = await refusal(call.read())
         assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
 

@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 import torch
 
-from align_server.engines.engine import EngineLoadError, MissingReason, Segment, Word, WordKind
+from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordKind
 from align_server.engines.sphinx import engine as module
 from align_server.engines.sphinx.engine import SphinxEngine
-from align_server.engines.sphinx.model import model_folder
+from align_server.engines.sphinx.model import FILES, model_folder
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     import numpy.typing as npt
 
-    from align_server.engines.engine import Engine, Result
+    from align_server.engines.engine import Engine
 
 SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
 PAUSE = Word("", kind=WordKind.PAUSE)
@@ -61,7 +63,9 @@ def test_it_has_what_an_engine_has(engine: SphinxEngine) -> None:
     assert as_engine.languages == ("eng",)
     assert engine.licence == "BSD-2-Clause"
     assert 5_000_000 < engine.size_bytes < 50_000_000
-    assert engine.cost(segment("hello", 1.5)) == 1500
+    assert as_engine.device == "cpu"
+    assert not as_engine.pads
+    assert as_engine.cost(1500) == 1500
 
 
 def test_warming_up_runs_a_real_alignment(engine: SphinxEngine) -> None:
@@ -135,7 +139,7 @@ def test_nothing_is_computed_where_no_word_can_be_said(engine: SphinxEngine, mon
     def fail(*_: object) -> None:
         pytest.fail("the search ran")
 
-    monkeypatch.setattr(module, "best_paths", fail)
+    monkeypatch.setattr(module, "best_path", fail)
     words = (Word("漢字"), SLOT, PAUSE, Word("hola", "spa"))
     (result,) = engine.align([with_words(*words)])
     assert reasons(result) == [MissingReason.UNPRONOUNCEABLE] * 3 + [MissingReason.UNSUPPORTED_LANGUAGE]
@@ -176,13 +180,6 @@ def test_a_result_is_the_same_alone_and_in_any_batch(engine: SphinxEngine) -> No
     assert engine.align(batch[::2]) == alone[::2]
 
 
-def test_a_batch_too_large_for_one_search_is_split(engine: SphinxEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    batch = [segment("hello world", 1 + 0.3 * i, seed=i) for i in range(5)]
-    whole = engine.align(batch)
-    monkeypatch.setattr(module, "MAX_WORK", 5000)
-    assert engine.align(batch) == whole
-
-
 def test_threads_may_align_at_once(engine: SphinxEngine) -> None:
     batches = [[segment("hello world", 1 + 0.1 * i, seed=i), segment("good morning", 2, seed=i)] for i in range(8)]
     expected = [engine.align(batch) for batch in batches]
@@ -190,16 +187,43 @@ def test_threads_may_align_at_once(engine: SphinxEngine) -> None:
         assert list(pool.map(engine.align, batches)) == expected
 
 
-def test_the_number_of_threads_within_torch_does_not_matter(engine: SphinxEngine) -> None:
-    batch = [segment("she had your dark suit in greasy wash water all year", 8)]
+def test_each_step_may_run_in_another_thread_while_others_run(engine: SphinxEngine) -> None:
+    batch = [segment("she had your dark suit", 2 + 0.1 * i, seed=i) for i in range(8)]
+    batch += [with_words(Word("hello"), SLOT, PAUSE, Word("world")), segment("strengths", 0.1), segment("漢字")]
+    expected = engine.align(batch)
+    with ThreadPoolExecutor(3) as preparing, ThreadPoolExecutor(3) as computing, ThreadPoolExecutor(3) as decoding:
+
+        def align(item: Segment) -> Result:
+            prepared = preparing.submit(engine.prepare, item).result()
+            if isinstance(prepared, Result):
+                return prepared
+            (scored,) = computing.submit(engine.compute, [prepared]).result()
+            return decoding.submit(engine.decode, scored).result()
+
+        with ThreadPoolExecutor(len(batch)) as pool:
+            assert list(pool.map(align, batch)) == expected
+
+
+def test_a_prepared_segment_can_be_computed_twice_alone_and_in_a_batch(engine: SphinxEngine) -> None:
+    steps = [engine.prepare(segment(text, 2)) for text in ("hello world", "good morning")]
+    prepared = [step for step in steps if not isinstance(step, Result)]
+    assert len(prepared) == 2
+    together = [engine.decode(scored) for scored in engine.compute(prepared)]
+    assert together == [engine.decode(engine.compute([item])[0]) for item in prepared]
+
+
+def test_the_number_of_threads_within_torch_moves_no_word(engine: SphinxEngine) -> None:
+    item = segment("she had your dark suit in greasy wash water all year", 8)
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(1)
-        one = engine.align(batch)
-        torch.set_num_threads(4)
-        assert engine.align(batch) == one
+        torch.set_num_threads(1)  # as in the server
+        (one,) = engine.align([item])
+        torch.set_num_threads(4)  # the last bits of a large product depend on how it is shared out
+        (four,) = engine.align([item])
     finally:
         torch.set_num_threads(before)
+    assert [(w.start_ms, w.end_ms) for w in four.words] == [(w.start_ms, w.end_ms) for w in one.words]
+    assert [w.score for w in four.words] == pytest.approx([w.score for w in one.words], abs=1e-3)
 
 
 def test_a_segment_of_the_greatest_length_is_aligned(engine: SphinxEngine) -> None:
@@ -220,18 +244,57 @@ def test_an_engine_that_is_not_loaded_says_so(engine: SphinxEngine) -> None:
         fresh.align([segment("hello")])
 
 
-def test_a_damaged_model_is_not_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(model_folder() / "en-us", tmp_path / "en-us"))
-    (folder / "means").write_bytes((folder / "means").read_bytes()[:1000])
-    monkeypatch.setattr(module, "model_folder", lambda: tmp_path)
-    with pytest.raises(EngineLoadError, match=r"means is not a usable model file.*pip install"):
+def test_loading_says_how_far_it_is() -> None:
+    said: list[tuple[float, str]] = []
+    SphinxEngine().load(lambda share, what: said.append((share, what)))
+    shares = [share for share, _ in said]
+    assert shares == sorted(shares)
+    assert (shares[0], shares[-1]) == (0, 1)
+    assert all(what for _, what in said)
+
+
+@pytest.fixture
+def copy(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A copy of the model that engines load instead."""
+    folder = Path(shutil.copytree(model_folder(), tmp_path / "model"))
+    monkeypatch.setattr(module, "model_folder", lambda: folder)
+    return folder
+
+
+def cut_off(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def with_a_flipped_bit(data: bytes) -> bytes:
+    return data[:-1] + bytes([data[-1] ^ 1])
+
+
+@pytest.mark.parametrize("name", [name for name, _, _ in FILES])
+@pytest.mark.parametrize(("damage", "found"), [(cut_off, "has .* bytes where"), (with_a_flipped_bit, "its SHA-256 is")])
+def test_a_damaged_model_is_not_loaded(copy: Path, name: str, damage: Callable[[bytes], bytes], found: str) -> None:
+    (copy / name).write_bytes(damage((copy / name).read_bytes()))
+    with pytest.raises(
+        EngineLoadError, match=rf"{name} is not a usable.*{found}.*pip install --force-reinstall pocketsphinx==5\.1\.1"
+    ):
         SphinxEngine().load()
 
 
-def test_the_revision_follows_the_files(engine: SphinxEngine, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert engine.revision == SphinxEngine().revision
-    folder = Path(shutil.copytree(model_folder() / "en-us", tmp_path / "en-us"))
-    monkeypatch.setattr(module, "model_folder", lambda: tmp_path)
+@pytest.mark.parametrize("name", [name for name, _, _ in FILES])
+def test_a_model_that_lacks_a_file_is_not_loaded(copy: Path, name: str) -> None:
+    (copy / name).unlink()
+    with pytest.raises(EngineLoadError, match=rf"cannot read .*{name}: No such file.*pip install --force-reinstall"):
+        SphinxEngine().load()
+
+
+def test_the_revision_follows_the_files_and_the_decoder(
+    engine: SphinxEngine, copy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    del copy
     assert SphinxEngine().revision == engine.revision
-    (folder / "mdef").write_bytes((folder / "mdef").read_bytes() + b"\0")
+    supplement = tmp_path / "supplement.dict"
+    supplement.write_text("oink OY NG K\n", encoding="utf-8")
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "SUPPLEMENT", supplement)
+        assert SphinxEngine().revision != engine.revision
+    monkeypatch.setattr(module, "DECODER_VERSION", module.DECODER_VERSION + 1)
     assert SphinxEngine().revision != engine.revision

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-import torch
 
 from align_server.engines.sphinx.graph import SILENCE, UNKNOWN_SOUND, Graph, Item, build
 from align_server.engines.sphinx.model import PhoneSet, model_folder, read_phones
-from align_server.engines.sphinx.viterbi import Span, Utterance, best_paths
+from align_server.engines.sphinx.viterbi import Path, Utterance, best_path
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,7 +29,7 @@ def utterance(graph: Graph, frames: int, seed: int) -> Utterance:
     """A graph with random scores of its own for every state and transition."""
     rng = np.random.default_rng(seed)
     nodes = len(graph.phones)
-    scores = torch.from_numpy(rng.normal(-5, 3, (3 * nodes, frames)).astype(np.float32))
+    scores = rng.normal(-5, 3, (frames, 3 * nodes)).astype(np.float32)
     loop, step = rng.uniform(-2, 0, (2, 3, nodes)).astype(np.float32)
     rows = np.arange(3 * nodes).reshape(3, nodes)
     return Utterance(scores, rows, loop, step + graph.entry, graph.sources, graph.arrivals, graph.starts, graph.finals)
@@ -56,20 +55,19 @@ def score(u: Utterance, nodes: tuple[int, ...], cuts: tuple[int, ...]) -> float:
     total = 0.0
     for (state, node), start, end in zip(states, cuts, cuts[1:], strict=False):
         total += u.step[state, node] + (end - start - 1) * u.loop[state, node]
-        total += float(u.scores[u.rows[state, node], start:end].sum())
+        total += float(u.scores[start:end, u.rows[state, node]].sum())
     return total
 
 
-def score_of(u: Utterance, path: list[Span]) -> float:
-    cuts = tuple(frame for span in path for frame in span.entered)
-    return score(u, tuple(span.node for span in path), (*cuts, path[-1].end))
+def score_of(u: Utterance, path: Path) -> float:
+    return score(u, tuple(path.nodes.tolist()), (*path.entered.ravel().tolist(), int(path.ends[-1])))
 
 
 def best_by_enumeration(u: Utterance, graph: Graph) -> float:
     best = -np.inf
     for nodes in ways_through(graph):
-        for inner in itertools.combinations(range(1, u.frames), 3 * len(nodes) - 1):
-            best = max(best, score(u, nodes, (0, *inner, u.frames)))
+        for inner in itertools.combinations(range(1, len(u.scores)), 3 * len(nodes) - 1):
+            best = max(best, score(u, nodes, (0, *inner, len(u.scores))))
     return float(best)
 
 
@@ -77,7 +75,7 @@ def best_by_enumeration(u: Utterance, graph: Graph) -> float:
 def test_no_path_is_better_than_the_one_found(phones: PhoneSet, seed: int) -> None:
     graph = build([said(phones, "AH", "EY"), said(phones, "T UW", "T")], phones, silence_penalty=-1)
     u = utterance(graph, 11, seed)
-    (path,) = best_paths([u])
+    path = best_path(u)
     assert path is not None
     assert score_of(u, path) == pytest.approx(best_by_enumeration(u, graph), abs=1e-3)
 
@@ -85,28 +83,30 @@ def test_no_path_is_better_than_the_one_found(phones: PhoneSet, seed: int) -> No
 def test_a_path_is_whole_and_in_order(phones: PhoneSet) -> None:
     graph = build([said(phones, "HH AH L OW"), said(phones, "W ER L D")], phones, silence_penalty=-5)
     u = utterance(graph, 80, 0)
-    (path,) = best_paths([u])
+    path = best_path(u)
     assert path is not None
-    edges = [edge for span in path for edge in (*span.entered, span.end)]
+    edges = np.column_stack([path.entered, path.ends]).ravel().tolist()
     assert edges[0] == 0
     assert edges[-1] == 80
     assert edges == sorted(edges)
-    assert tuple(s.node for s in path) in set(ways_through(graph))
+    assert tuple(path.nodes.tolist()) in set(ways_through(graph))
 
 
-def test_a_path_is_the_same_alone_and_in_any_batch(phones: PhoneSet) -> None:
-    texts = (["AH"], ["HH AH L OW", "HH EH L OW"], ["K AE T"], ["S T R EH NG K TH S"])
-    graphs = [build([said(phones, *text)] * n, phones, silence_penalty=-3) for text in texts for n in (1, 3)]
-    batch = [utterance(graph, frames, i) for i, (graph, frames) in enumerate(zip(graphs, (90, 30) * 4, strict=True))]
-    together = best_paths(batch)
-    assert together == [best_paths([u])[0] for u in batch]
-    assert together == best_paths(batch[::-1])[::-1]
+def test_of_equal_paths_the_one_that_stays_and_comes_from_the_first_node_is_taken(phones: PhoneSet) -> None:
+    graph = build([said(phones, "AH", "AH")], phones, silence_penalty=-9)
+    drawn = utterance(graph, 9, 0)
+    nothing = np.zeros_like(drawn.loop)
+    u = drawn._replace(scores=np.zeros_like(drawn.scores), loop=nothing, step=nothing)
+    path = best_path(u)
+    assert path is not None
+    assert path.nodes.tolist() == [1, 3]  # the first of the two ways to say the word, and a silence
+    assert path.entered.tolist() == [[0, 1, 2], [3, 4, 5]]
 
 
 @pytest.mark.parametrize(("frames", "found"), [(11, False), (12, True)])
 def test_a_phone_lasts_three_frames_at_least(phones: PhoneSet, frames: int, found: bool) -> None:
     graph = build([said(phones, "HH AH L OW")], phones, silence_penalty=-5)
-    (path,) = best_paths([utterance(graph, frames, 0)])
+    path = best_path(utterance(graph, frames, 0))
     assert (path is not None) is found
 
 

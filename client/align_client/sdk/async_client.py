@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import platform
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -99,8 +100,8 @@ class AsyncClient:
         else:
             pcm = await asyncio.to_thread(from_array, audio, sample_rate)
         items = [word if isinstance(word, Word) else Word(word, language) for word in words]
-        message = wire.segment("", pcm, items)
-        request = pb.AlignRequest(model=self.model if model is None else model, segment=message)
+        request = pb.AlignRequest(model=self.model if model is None else model)
+        wire.fill(request.segment, "", pcm, items)
         deadline = time.monotonic() + self.timeout
         backoff = Backoff(self.timeout)
         while True:
@@ -108,7 +109,8 @@ class AsyncClient:
             if left <= 0:
                 raise DeadlineExceeded(f"no answer from {self.address} within {self.timeout:g} s")
             try:
-                response = await self._connect().Align(request, timeout=left, metadata=_metadata())
+                given = (*_metadata(), ("align-client", _client()), ("align-attempt", str(backoff.attempt)))
+                response = await self._connect().Align(request, timeout=left, metadata=given)
             except grpc.aio.AioRpcError as error:
                 failure = from_status(error, self.address)
                 if not isinstance(failure, ServerBusy):
@@ -116,7 +118,7 @@ class AsyncClient:
                     raise failure from None
                 await asyncio.sleep(backoff.delay(failure))
             else:
-                return AlignResult(wire.timings(message, response.words), response.model)
+                return AlignResult(wire.timings(items, response.words), response.model)
 
     async def align_chat(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> FileReport:
         """Align one CHAT file and write the result to `target`. The report says what was and what was not aligned."""
@@ -129,6 +131,17 @@ class AsyncClient:
         """The models that the server can serve."""
         response = await self._control(lambda stub, **rest: stub.ListModels(pb.ListModelsRequest(), **rest))
         return [wire.model_info(model) for model in response.models]
+
+    async def load_model(self, model: str) -> ModelInfo:
+        """Load a model that the server was started with, and wait until it serves. Raises ModelUnavailable."""
+        request = pb.LoadModelRequest(model=model)
+        response = await self._control(lambda stub, **rest: stub.LoadModel(request, **rest), self.timeout)
+        return wire.model_info(response.model)
+
+    async def unload_model(self, model: str) -> None:
+        """Let the server give a model's memory back. Raises ModelUnavailable while it is in use."""
+        request = pb.UnloadModelRequest(model=model)
+        await self._control(lambda stub, **rest: stub.UnloadModel(request, **rest), self.timeout)
 
     async def info(self) -> ServerInfo:
         """What the server is and how busy. Raises VersionMismatch where it is too old or too new."""
@@ -155,13 +168,12 @@ class AsyncClient:
 
     def stream(self, model: str | None = None, patience_s: float = PATIENCE_S) -> AlignStream:
         """Many segments over one stream, for bulk work."""
-        return AlignStream(
-            self._connect(), self.address, self.model if model is None else model, patience_s, _metadata()
-        )
+        opening = pb.AlignStreamOpen(model=self.model if model is None else model, client=_client())
+        return AlignStream(self._connect(), self.address, opening, patience_s, _metadata())
 
-    async def _control(self, call: Callable[..., grpc.aio.UnaryUnaryCall]) -> Any:  # type: ignore[type-arg]
+    async def _control(self, call: Callable[..., grpc.aio.UnaryUnaryCall], timeout: float = CONTROL_TIMEOUT_S) -> Any:  # type: ignore[type-arg]  # noqa: ASYNC109  gRPC's own
         try:
-            return await call(self._connect(), timeout=CONTROL_TIMEOUT_S, metadata=_metadata())
+            return await call(self._connect(), timeout=timeout, metadata=_metadata())
         except grpc.aio.AioRpcError as error:
             raise from_status(error, self.address) from None
 
@@ -171,6 +183,11 @@ class AsyncClient:
             self._channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
             self._stub = AlignServiceStub(self._channel)
         return self._stub
+
+
+def _client() -> str:
+    """What the server calls this process."""
+    return f"{platform.node()}:{os.getpid()}"
 
 
 def _metadata() -> tuple[tuple[str, str], ...]:

@@ -73,6 +73,14 @@ class Client:
         """The models that the server can serve."""
         return _run(self._client.models())
 
+    def load_model(self, model: str) -> ModelInfo:
+        """Load a model that the server was started with, and wait until it serves. Raises ModelUnavailable."""
+        return _run(self._client.load_model(model))
+
+    def unload_model(self, model: str) -> None:
+        """Let the server give a model's memory back. Raises ModelUnavailable while it is in use."""
+        _run(self._client.unload_model(model))
+
     def info(self) -> ServerInfo:
         """What the server is and how busy."""
         return _run(self._client.info())

@@ -8,6 +8,7 @@ AlignError
 ├── AccessDenied         the token is missing or wrong, or the socket belongs to someone else
 ├── RequestRefused       the request cannot be used; `field` says which part
 │   └── UnknownModel     the server does not serve that model
+├── ModelUnavailable     the model cannot be loaded now, or not unloaded while it is in use
 └── ServerFault          a fault in the server; the message carries the error id in its log
 """
 
@@ -66,6 +67,10 @@ class UnknownModel(RequestRefused):
     """The server does not serve that model."""
 
 
+class ModelUnavailable(AlignError):  # noqa: N818
+    """The model cannot be loaded, or cannot be unloaded while it is in use."""
+
+
 class ServerFault(AlignError):  # noqa: N818
     """The server failed on this request."""
 
@@ -98,6 +103,8 @@ def from_status(error: grpc.aio.AioRpcError, address: str) -> AlignError:  # noq
             return AccessDenied(f"the server at {address} refused access: {text}")
         case grpc.StatusCode.NOT_FOUND:
             return UnknownModel(text, "model")
+        case grpc.StatusCode.FAILED_PRECONDITION:
+            return ModelUnavailable(f"the server at {address} says: {text}")
         case grpc.StatusCode.INVALID_ARGUMENT:
             bad = detail(error, error_details_pb2.BadRequest)
             return RequestRefused(text, bad.field_violations[0].field if bad and bad.field_violations else "")

@@ -17,27 +17,27 @@ class Backoff:
     """Growing delays with full jitter, until `patience_s` has gone by since the last success."""
 
     patience_s: float
-    _attempt: int = 0
+    attempt: int = 0  # how often it was tried again since the last success
     _since: float = 0.0
 
     def succeeded(self) -> None:
         """Begin anew."""
-        self._attempt = 0
+        self.attempt = 0
 
     def delay(self, error: AlignError) -> float:
         """How long to wait before the next try. Raises the error when there should be none."""
         if isinstance(error, ServerBusy) and error.retry_after_s is not None:
             wait = error.retry_after_s * random.uniform(1.0, 1.3)  # noqa: S311  no secret
         elif isinstance(error, ServerUnavailable):
-            wait = random.uniform(0.5, 1.0) * min(FIRST_DELAY_S * 2**self._attempt, LONGEST_DELAY_S)  # noqa: S311
+            wait = random.uniform(0.5, 1.0) * min(FIRST_DELAY_S * 2**self.attempt, LONGEST_DELAY_S)  # noqa: S311
         else:
             raise error
         now = time.monotonic()
-        if self._attempt == 0:
+        if self.attempt == 0:
             self._since = now
         if now + wait - self._since > self.patience_s:
             if isinstance(error, ServerBusy):
                 raise DeadlineExceeded(f"gave up after {self.patience_s:g} s: {error}") from error
             raise error
-        self._attempt += 1
+        self.attempt += 1
         return wait

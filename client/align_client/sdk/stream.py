@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import os
-import platform
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
@@ -34,12 +32,15 @@ if TYPE_CHECKING:
     Metadata = tuple[tuple[str, str], ...]
 
 MAX_HELD_MS = 180_000  # audio that waits here, sent or not: the server's widest window, about 6 MB
+MESSAGE_MS = 16_000  # audio that is sent in one message where there is more than one segment
 MAX_LOSSES = 5  # streams in a row that broke with a segment unanswered before it is given up
 
 
 @dataclass(eq=False, slots=True)
 class _Pending:
-    message: pb.Segment
+    id: str
+    pcm: npt.NDArray[np.int16]
+    words: Sequence[Word]
     cost_ms: int
     losses: int = 0
     future: asyncio.Future[tuple[WordTiming, ...]] = field(
@@ -59,11 +60,18 @@ class AlignStream:
     After a lost connection it tries again for `patience_s`; then every future raises ServerUnavailable.
     """
 
-    def __init__(self, stub: AlignServiceStub, address: str, model: str, patience_s: float, metadata: Metadata) -> None:
+    def __init__(
+        self,
+        stub: AlignServiceStub,
+        address: str,
+        opening: pb.AlignStreamOpen,
+        patience_s: float,
+        metadata: Metadata,
+    ) -> None:
         self._stub = stub
         self._metadata = metadata
         self._address = address
-        self._open = pb.AlignStreamOpen(model=model, client=f"{platform.node()}:{os.getpid()}")
+        self._open = opening
         self._patience_s = patience_s
         self._ids = itertools.count(1)
         self._outbox: deque[_Pending] = deque()
@@ -71,11 +79,10 @@ class AlignStream:
         self._held_ms = 0
         self._granted_ms = 0
         self._sent_ms = 0
-        self._changed = asyncio.Condition()
+        self._waiters: list[asyncio.Future[None]] = []
         self._failure: AlignError | None = None
         self._closing = False
         self._task: asyncio.Task[None] | None = None
-        self._later: asyncio.Task[None] | None = None  # held, so that the loop does not lose it
 
     async def __aenter__(self) -> Self:
         self._task = asyncio.create_task(self._run())
@@ -85,7 +92,7 @@ class AlignStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._closing = True
-        await self._notify()
+        self._notify()
         if self._task is not None:
             if kind is not None:
                 self._task.cancel()
@@ -93,29 +100,32 @@ class AlignStream:
 
     async def submit(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> asyncio.Future[tuple[WordTiming, ...]]:
         """Hand over one segment, 16 kHz mono int16, and get its future. Waits while too much is held already."""
-        message = wire.segment(str(next(self._ids)), pcm, words)
-        pending = _Pending(message, wire.audio_ms(message))
-        async with self._changed:
-            await self._changed.wait_for(lambda: self._held_ms < MAX_HELD_MS or self._failure is not None)
-            if self._failure:
-                raise self._failure
-            self._held_ms += pending.cost_ms
-            self._outbox.append(pending)
-            self._changed.notify_all()
+        pending = _Pending(str(next(self._ids)), pcm, words, wire.audio_ms(pcm))
+        await self._wait_for(lambda: self._held_ms < MAX_HELD_MS or self._failure)
+        if self._failure:
+            raise self._failure
+        self._held_ms += pending.cost_ms
+        self._outbox.append(pending)
+        self._notify()
         pending.future.add_done_callback(lambda _: self._let_go(pending.cost_ms))
         return pending.future
 
     def _let_go(self, cost_ms: int) -> None:
         self._held_ms -= cost_ms
-        self._later = asyncio.create_task(self._notify())
+        self._notify()
 
-    async def _notify(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    def _notify(self) -> None:
+        """Something changed: whoever waits has a look. A condition without its lock, which one loop does not need."""
+        waiters, self._waiters = self._waiters, []
+        for waiter in waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def _wait_for(self, predicate: Callable[[], object]) -> None:
-        async with self._changed:
-            await self._changed.wait_for(lambda: bool(predicate()))
+        while not predicate():
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
+            await waiter
 
     def _is_starved(self) -> bool:
         """Whether no answer is on its way that would bring credit."""
@@ -142,7 +152,7 @@ class AlignStream:
             failure = self._failure or ServerUnavailable("the stream was closed")
             for pending in (*self._unanswered.values(), *self._outbox):
                 pending.fail(failure)
-            await self._notify()
+            self._notify()
 
     def _lost(self, error: AlignError) -> AlignError:
         """Put what was not answered back at the front, in order; give up what broke too many streams."""
@@ -163,14 +173,12 @@ class AlignStream:
         try:
             async for response in call:
                 backoff.succeeded()
-                match response.WhichOneof("message"):
-                    case "credit":
-                        self._granted_ms = response.credit.granted_ms
-                        await self._notify()
-                    case "result":
-                        self._answer(response.result.id, partial(wire.timings, answers=response.result.words))
-                    case "refusal":
-                        self._answer(response.refusal.id, partial(wire.refused, refusal=response.refusal))
+                self._granted_ms = response.granted_ms or self._granted_ms
+                for result in response.results:
+                    self._answer(result.id, partial(wire.timings, answers=result.words))
+                for refusal in response.refusals:
+                    self._answer(refusal.id, partial(wire.refused, refusal=refusal))
+                self._notify()
             if not self._closing:
                 raise ServerUnavailable(f"the server at {self._address} ended the stream")
         finally:
@@ -179,12 +187,10 @@ class AlignStream:
             await asyncio.gather(sender, return_exceptions=True)
             call.cancel()
 
-    def _answer(self, segment_id: str, timings: Callable[[pb.Segment], tuple[WordTiming, ...]]) -> None:
+    def _answer(self, segment_id: str, timings: Callable[[Sequence[Word]], tuple[WordTiming, ...]]) -> None:
         pending = self._unanswered.pop(segment_id, None)
-        if pending is None or pending.future.done():
-            self._let_go(0)  # nobody waits for it, but the sender may wait for the last answer
-        else:
-            pending.future.set_result(timings(pending.message))
+        if pending is not None and not pending.future.done():
+            pending.future.set_result(timings(pending.words))
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:
         """Send what the credit allows, in order; ask where the next segment needs more and no answer will bring it."""
@@ -204,10 +210,26 @@ class AlignStream:
                 granted_ms = self._granted_ms
                 if self._is_starved() and asked_for is not head:
                     asked_for = head
-                    await call.write(pb.AlignStreamRequest(demand=pb.Demand(segment_ms=head.cost_ms)))
+                    await call.write(pb.AlignStreamRequest(demand_ms=head.cost_ms))
                 await self._wait_for(partial(self._can_go_on, granted_ms, has_asked=asked_for is head))
                 continue
+            await call.write(self._next_request())
+
+    def _next_request(self) -> pb.AlignStreamRequest:
+        """The next segments that the credit allows: one, or several that are short."""
+        request = pb.AlignStreamRequest()
+        together_ms = 0
+        while self._outbox:
+            head = self._outbox[0]
+            if self._granted_ms - self._sent_ms < head.cost_ms or (
+                together_ms and together_ms + head.cost_ms > MESSAGE_MS
+            ):
+                break
             self._outbox.popleft()
+            if head.future.done():
+                continue  # nobody waits for it any more
             self._sent_ms += head.cost_ms
-            self._unanswered[head.message.id] = head
-            await call.write(pb.AlignStreamRequest(segment=head.message))
+            self._unanswered[head.id] = head
+            wire.fill(request.segments.add(), head.id, head.pcm, head.words)
+            together_ms += head.cost_ms
+        return request

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 
 class WordKind(enum.Enum):
@@ -73,7 +77,10 @@ class AlignResult:
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """One model that a server can serve. `state` is available, loading, serving or failed."""
+    """One model that a server can serve. `state` is available, loading, serving or failed.
+
+    The load is that of a model that serves: audio in seconds, `rate` in audio seconds per second.
+    """
 
     name: str
     languages: tuple[str, ...]
@@ -84,11 +91,31 @@ class ModelInfo:
     revision: str
     max_segment_s: float
     is_default: bool
+    queued_s: float = 0.0
+    computing_s: float = 0.0
+    rate: float = 0.0
+    batch_s: float = 0.0
+    batch_bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLoad:
+    """What one open stream has out. Audio is in seconds."""
+
+    client: str
+    model: str
+    unanswered_s: float
+    credit_s: float
+    audio_done_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class ServerInfo:
-    """What a server is, what it accepts, and how busy it is. Audio is in seconds."""
+    """What a server is, what it accepts, and how busy it is. Audio is in seconds.
+
+    `refused` counts refusals since the start, by reason; `in_vain` segments that were computed and that nobody
+    waited for any more.
+    """
 
     address: str
     version: str
@@ -107,3 +134,7 @@ class ServerInfo:
     memory_bytes: int
     segments_done: int
     audio_done_s: float
+    memory_limit_bytes: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+    in_vain: int = 0
+    by_client: tuple[ClientLoad, ...] = ()

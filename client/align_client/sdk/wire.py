@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from align_client.sdk.errors import ServerFault
-from align_client.sdk.types import MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
+from align_client.sdk.types import ClientLoad, MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
 from align_proto.v1 import align_pb2 as pb
 
 if TYPE_CHECKING:
@@ -29,31 +29,30 @@ REASONS = {
 }
 
 
-def segment(segment_id: str, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> pb.Segment:
-    """The message for one segment."""
-    return pb.Segment(
-        id=segment_id,
-        pcm=pcm.astype("<i2", copy=False).tobytes(),
-        words=[pb.Word(text=word.text, language=word.language, kind=KINDS[word.kind]) for word in words],
-    )
+def fill(message: pb.Segment, segment_id: str, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> None:
+    """Make the message that of a segment, where it stands: a message put into another is copied, audio and all."""
+    message.id = segment_id
+    message.pcm = pcm.astype("<i2", copy=False).tobytes()
+    for word in words:
+        message.words.add(text=word.text, language=word.language, kind=KINDS[word.kind])
 
 
-def audio_ms(message: pb.Segment) -> int:
+def audio_ms(pcm: npt.NDArray[np.int16]) -> int:
     """The credit that a segment costs: milliseconds of its audio, rounded up."""
-    return -(-len(message.pcm) // 32)
+    return -(-len(pcm) // 16)
 
 
-def timings(message: pb.Segment, answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
+def timings(words: Sequence[Word], answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
     """The timings of a segment's words. Raises ServerFault where there is not one for each."""
-    if len(answers) != len(message.words):
-        raise ServerFault(f"the server gave {len(answers)} times for {len(message.words)} words")
-    return tuple(_timing(word.text, answer) for word, answer in zip(message.words, answers, strict=True))
+    if len(answers) != len(words):
+        raise ServerFault(f"the server gave {len(answers)} times for {len(words)} words")
+    return tuple(_timing(word.text, answer) for word, answer in zip(words, answers, strict=True))
 
 
-def refused(message: pb.Segment, refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...]:
+def refused(words: Sequence[Word], refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...]:
     """The timings of a segment that the server did not take."""
-    detail = f"{refusal.field}: {refusal.description}"
-    return tuple(WordTiming(word.text, reason=MissingReason.REFUSED, detail=detail) for word in message.words)
+    detail = f"{refusal.field}: {refusal.description}" if refusal.field else refusal.description
+    return tuple(WordTiming(word.text, reason=MissingReason.REFUSED, detail=detail) for word in words)
 
 
 def _timing(text: str, answer: pb.WordTiming) -> WordTiming:
@@ -74,6 +73,11 @@ def model_info(message: pb.Model) -> ModelInfo:
         revision=message.revision,
         max_segment_s=message.max_segment_ms / 1000,
         is_default=message.is_default,
+        queued_s=message.load.queued_ms / 1000,
+        computing_s=message.load.computing_ms / 1000,
+        rate=message.load.rate,
+        batch_s=message.load.batch_ms / 1000,
+        batch_bytes=message.load.batch_bytes,
     )
 
 
@@ -98,4 +102,17 @@ def server_info(address: str, message: pb.GetServerInfoResponse) -> ServerInfo:
         memory_bytes=load.memory_bytes,
         segments_done=load.segments_done,
         audio_done_s=load.audio_done_ms / 1000,
+        memory_limit_bytes=load.memory_limit_bytes,
+        refused=dict(load.refused),
+        in_vain=load.in_vain,
+        by_client=tuple(
+            ClientLoad(
+                client=one.client,
+                model=one.model,
+                unanswered_s=one.unanswered_ms / 1000,
+                credit_s=one.credit_ms / 1000,
+                audio_done_s=one.audio_done_ms / 1000,
+            )
+            for one in load.by_client
+        ),
     )

@@ -5,14 +5,17 @@ Knows neither gRPC nor scheduling: a batch of segments goes in, one result for e
 
 from __future__ import annotations
 
+import abc
 import enum
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    import numpy as np
     import numpy.typing as npt
 
 SAMPLE_RATE = 16_000  # Hz, of every segment
@@ -89,49 +92,107 @@ class Result:
         return cls(tuple(WordTiming(reason=reason, detail=detail) for _ in segment.words))
 
 
-class Engine(Protocol):
+def silent(_share: float, _what: str) -> None:
+    """Progress that nobody watches."""
+
+
+Progress = Callable[[float, str], None]  # how far loading is, 0 to 1, and what is being done
+
+
+class Engine(abc.ABC):
     """An acoustic model with its decoder. Methods may block; none is called on the event loop.
 
-    `align` may be called from several threads at once after `load`.
+    A segment takes three steps: `prepare` and `decode` are its own, `compute` is shared with the others of a batch.
+    Each may run in another thread, several at once, after `load`. What passes between them is the engine's own affair.
+    A segment's result does not depend on what else is in a batch, nor on the number of threads.
     """
 
     @property
+    @abc.abstractmethod
     def name(self) -> str:
         """What users call it."""
 
     @property
+    @abc.abstractmethod
     def languages(self) -> tuple[str, ...]:
-        """ISO 639-3, the default first."""
+        """ISO 639-3, the default first; empty where the model does not say."""
 
     @property
+    @abc.abstractmethod
     def frame_ms(self) -> float:
         """Milliseconds between two places where a word can start."""
 
     @property
+    @abc.abstractmethod
     def max_segment_s(self) -> float:
         """Longer segments are refused."""
 
     @property
+    @abc.abstractmethod
     def revision(self) -> str:
         """Identifies weights and decoder: equal revisions give equal times."""
 
-    def load(self) -> None:
-        """Read the weights. Raises EngineLoadError with what to do about it."""
+    @property
+    @abc.abstractmethod
+    def device(self) -> str:
+        """Where it computes: cpu, cuda or mps."""
+
+    @property
+    @abc.abstractmethod
+    def size_bytes(self) -> int:
+        """Size on disk of what `load` reads."""
+
+    @property
+    @abc.abstractmethod
+    def pads(self) -> bool:
+        """Whether `compute` pads a batch to its longest segment, so that unlike lengths waste time."""
+
+    @abc.abstractmethod
+    def load(self, progress: Progress = silent) -> None:
+        """Check and read the weights. Raises EngineLoadError with what to do about it."""
 
     def warm_up(self) -> None:
         """Run one real forward, so that the first request is not the slow one."""
+        self.align([self.probe(1000)])
 
-    def cost(self, segment: Segment) -> int:
-        """What the segment costs, in ms of audio as the engine will pad it."""
+    def probe(self, duration_ms: int) -> Segment:
+        """A segment of noise and words that the model can say, three a second, to warm it up and measure it with."""
+        return probe(duration_ms)
 
-    def align(self, batch: Sequence[Segment]) -> list[Result]:
-        """Align every segment, in order. An item that fails is a result with reasons, never an exception.
+    @abc.abstractmethod
+    def cost(self, duration_ms: int) -> int:
+        """What that much audio costs to compute, in ms of audio; more than proportional where attention is."""
 
-        A segment's result does not depend on what else is in the batch.
-        """
+    @abc.abstractmethod
+    def prepare(self, segment: Segment) -> Any:
+        """Get a segment ready on the CPU; a Result where there is nothing to compute."""
 
+    @abc.abstractmethod
+    def compute(self, batch: Sequence[Any]) -> list[Any]:
+        """Score prepared segments, in order."""
+
+    @abc.abstractmethod
+    def decode(self, scored: Any) -> Result:
+        """Find the times in what `compute` gave for one segment."""
+
+    @abc.abstractmethod
     def unload(self) -> None:
         """Let go of the weights."""
+
+    def align(self, batch: Sequence[Segment]) -> list[Result]:
+        """All three steps in this thread, in order. Raises what the engine raises."""
+        steps = [self.prepare(segment) for segment in batch]
+        waiting = [i for i, step in enumerate(steps) if not isinstance(step, Result)]
+        for i, scored in zip(waiting, self.compute([steps[i] for i in waiting]) if waiting else [], strict=True):
+            steps[i] = self.decode(scored)
+        return steps
+
+
+def probe(duration_ms: int, words: tuple[str, ...] = ("hello", "my", "world")) -> Segment:
+    """A segment of noise with those words over and over, three a second."""
+    noise = np.random.default_rng(duration_ms).normal(0, 1000, duration_ms * SAMPLE_RATE // 1000).astype(np.int16)
+    count = max(1, 3 * duration_ms // 1000)
+    return Segment("probe", noise, tuple(Word(words[i % len(words)]) for i in range(count)))
 
 
 class EngineLoadError(Exception):

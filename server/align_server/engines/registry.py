@@ -6,8 +6,10 @@ Describing a model needs neither torch nor its weights in memory.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align_server.engines.ctc import checkpoint
 from align_server.engines.engine import EngineLoadError
 from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, model_folder
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Engine
 
 DEFAULT_MODEL = NAME
+CTC = "ctc:"  # followed by the folder of a checkpoint
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,18 +31,28 @@ class ModelDescription:
     note: str = ""
 
 
-def available() -> list[ModelDescription]:
-    """Every model that can be served here, the default first."""
-    weights = model_folder() / "en-us"
-    return [
-        ModelDescription(
+def absolute(name: str) -> str:
+    """The name with its folder, if it has one, as an absolute path: a server may run in another folder."""
+    return f"{CTC}{Path(name.removeprefix(CTC)).expanduser().absolute()}" if name.startswith(CTC) else name
+
+
+def describe(name: str) -> ModelDescription:
+    """What a user chooses the model of that name by. Reads the disk. Raises EngineLoadError for an unknown name."""
+    if name == DEFAULT_MODEL:
+        weights = model_folder() / "en-us"
+        return ModelDescription(
             name=DEFAULT_MODEL,
             languages=LANGUAGES,
             licence=LICENCE,
             size_bytes=sum(path.stat().st_size for path in weights.iterdir() if path.is_file()),
             note="CMU Sphinx US English, inside the pocketsphinx wheel",
         )
-    ]
+    if name.startswith(CTC):
+        found = checkpoint.describe(Path(name.removeprefix(CTC)))
+        return ModelDescription(
+            name, found.languages, found.licence, found.size_bytes, "a CTC checkpoint, read from disk"
+        )
+    raise EngineLoadError(f"there is no model {name!r}; there are {DEFAULT_MODEL} and {CTC}FOLDER, a local checkpoint")
 
 
 def create(name: str, device: str) -> Engine:
@@ -48,13 +61,23 @@ def create(name: str, device: str) -> Engine:
 
     # Batches run side by side, one per core; threads inside each would only get in each other's way.
     torch.set_num_threads(1)
+    describe(name)
     if name == DEFAULT_MODEL:
         from align_server.engines.sphinx.engine import SphinxEngine  # noqa: PLC0415  imports torch
 
         # The model is too small for a GPU to help: auto means the CPU.
         return SphinxEngine(device="cpu" if device == "auto" else _present(device))
-    known = ", ".join(model.name for model in available())
-    raise EngineLoadError(f"there is no model {name!r}; this server can serve: {known}")
+    from align_server.engines.ctc.engine import CtcEngine  # noqa: PLC0415  imports torch and transformers
+
+    return CtcEngine(name, Path(name.removeprefix(CTC)), _best(device))
+
+
+def _best(device: str) -> str:
+    import torch  # noqa: PLC0415  see create
+
+    if device != "auto":
+        return _present(device)
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
 def _present(device: str) -> str:

@@ -1,1 +1,1 @@
-"""CMU Sphinx en-us, evaluated as a batched HMM in PyTorch."""
+"""CMU Sphinx en-us, evaluated as an HMM."""

@@ -1,7 +1,6 @@
 """The front end of the CMU Sphinx en-us model: from int16 samples to cepstra and their differences.
 
-Knows the model's feature parameters and nothing of phones. Noise removal runs over a batch because it is
-a recursion in time; everything else runs per utterance, so no utterance can influence another.
+Knows the model's feature parameters and nothing of phones.
 Sources: CMU Sphinx feat.params of the model; C. Kim and R. Stern, PNCC, for the noise removal.
 """
 
@@ -14,11 +13,12 @@ import numpy as np
 import torch
 
 from align_server.engines.engine import SAMPLE_RATE
+from align_server.engines.jit import kernel
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     import numpy.typing as npt
+
+    Floats = npt.NDArray[np.float32]
 
 HOP: Final = 160  # samples
 WINDOW: Final = 410  # samples
@@ -36,11 +36,17 @@ _LIFTER: Final = 22
 _LOG_FLOOR: Final = 1e-4
 _REACH: Final = 3  # frames that the differences look to either side
 
+# Noise removal computes in single precision throughout, where a plain number would make it double.
 _POWER_DECAY: Final = 0.7
-_ENVELOPE_UP, _ENVELOPE_DOWN = 0.005, 0.5
-_PEAK_DECAY, _PEAK_SHARE = 0.85, 0.2
-_FIRST_NOISE: Final = 1 / 20  # of the first frame's power
-_GAIN_RANGE: Final = (1 / 20, 20.0)
+_POWER_SHARE: Final = np.float32(1 - _POWER_DECAY)
+_ENVELOPE_DOWN: Final = np.float32(0.5)
+_ENVELOPE_UP: Final = np.float32(0.005 / 0.5)  # of _ENVELOPE_DOWN
+_PEAK_DECAY: Final = 0.85
+_PEAK_LEFT: Final = np.float32(_PEAK_DECAY)
+_PEAK_SHARE: Final = np.float32(0.2)
+_FIRST_NOISE: Final = np.float32(1 / 20)  # of the first frame's power
+_LEAST_SIGNAL: Final = np.float32(1)
+_LEAST_GAIN, _MOST_GAIN = np.float32(1 / 20), np.float32(20)
 _GAIN_REACH: Final = 4  # filters
 _QUANTILES: Final = (0.05, 0.95)
 _SPEECH_LEVEL: Final = 0.3  # of the way between these quantiles of c0
@@ -57,15 +63,16 @@ class FrontEnd:
         self._smoothing = _smoothing()
         self._cosines = _cosines()
 
-    def __call__(self, batch: Sequence[npt.NDArray[np.int16]]) -> list[torch.Tensor]:
-        """Features of each utterance, shape [frames, 39]. Every utterance needs a sample at least."""
-        return [_with_differences(cepstra - _cepstral_mean(cepstra)) for cepstra in self.cepstra(batch)]
+    def __call__(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
+        """Features of an utterance of a sample or more, shape [frames, 39]."""
+        cepstra = self.cepstra(pcm)
+        return _with_differences(cepstra - _cepstral_mean(cepstra))
 
-    def cepstra(self, batch: Sequence[npt.NDArray[np.int16]]) -> list[torch.Tensor]:
-        """Cepstra of each utterance, noise removed and the mean still in them, shape [frames, 13]."""
-        spectra = [self._mel_spectrum(pcm) for pcm in batch]
-        kept = (gain @ self._smoothing for gain in _noise_gains(spectra))
-        return [torch.log(x * gain + _LOG_FLOOR) @ self._cosines for x, gain in zip(spectra, kept, strict=True)]
+    def cepstra(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
+        """Cepstra of an utterance, noise removed and the mean still in them, shape [frames, 13]."""
+        mel = self._mel_spectrum(pcm)
+        kept = torch.from_numpy(noise_gains(mel.numpy())) @ self._smoothing
+        return torch.log(mel * kept + _LOG_FLOOR) @ self._cosines
 
     def _mel_spectrum(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
         """Power in each mel filter, shape [frames, 25]; the last frame is padded with zeros."""
@@ -106,63 +113,71 @@ def _cepstral_mean(cepstra: torch.Tensor) -> torch.Tensor:
     return mean.lerp(quiet.mean(0), share) if share else mean
 
 
-def _noise_gains(spectra: list[torch.Tensor]) -> list[torch.Tensor]:
-    """How much of each frame and filter to keep, shape [frames, 25] each.
-
-    The batch is laid side by side, zero-padded at the end of time, and passes through elementwise
-    operations alone: a value depends on its own utterance and filter, whatever stands beside it.
-    """
-    lengths = [len(x) for x in spectra]
-    mel = torch.zeros(max(lengths), len(spectra), FILTERS)
-    for i, x in enumerate(spectra):
-        mel[: len(x), i] = x
-    first = mel[0] * _FIRST_NOISE
+@kernel
+def noise_gains(mel: Floats) -> Floats:
+    """How much to keep of each frame and filter of a power spectrum, both of shape [frames, 25]."""
+    frames = len(mel)
+    first = np.empty(FILTERS, np.float32)
+    for i in range(FILTERS):
+        first[i] = _FIRST_NOISE * mel[0, i]
     power = _smoothed(mel)
-    signal = (power - _lower_envelope(power, first)).clamp_(min=1)
+    noise = _lower_envelope(power, first)
+    signal = noise
+    for t in range(frames):
+        for i in range(FILTERS):
+            signal[t, i] = max(power[t, i] - noise[t, i], _LEAST_SIGNAL)
     floor = _lower_envelope(signal, first)
     peak = _decaying_peak(signal)
-    before = torch.zeros_like(peak)
-    before[1:] = _PEAK_DECAY * peak[:-1]
-    kept = torch.where(signal < _PEAK_DECAY * before, _PEAK_SHARE * before, signal)
-    gain = (torch.maximum(kept, floor) / power).nan_to_num_(nan=1.0).clamp_(*_GAIN_RANGE)
-    return [gain[:n, i] for i, n in enumerate(lengths)]
+    gain = np.empty_like(mel)
+    for t in range(frames):
+        for i in range(FILTERS):
+            before = _PEAK_LEFT * peak[t - 1, i] if t else np.float32(0)
+            kept = _PEAK_SHARE * before if signal[t, i] < _PEAK_LEFT * before else signal[t, i]
+            gain[t, i] = min(max(max(kept, floor[t, i]) / power[t, i], _LEAST_GAIN), _MOST_GAIN)
+    return gain
 
 
-def _smoothed(mel: torch.Tensor) -> torch.Tensor:
+@kernel
+def _smoothed(mel: Floats) -> Floats:
     """P[t] = .7 P[t-1] + .3 x[t] from P[-1] = x[0], by doubling the span of the sum until it is all there is."""
-    total = (1 - _POWER_DECAY) * mel
-    total[0] = mel[0]
+    total = np.empty_like(mel)
+    for t in range(len(mel)):
+        for i in range(FILTERS):
+            total[t, i] = _POWER_SHARE * mel[t, i] if t else mel[t, i]
     weight, span = _POWER_DECAY, 1
     while span < len(mel) and weight > 1e-12:
-        total = torch.cat([total[:span], total[span:] + weight * total[:-span]])
+        share = np.float32(weight)
+        for t in range(len(mel) - 1, span - 1, -1):
+            for i in range(FILTERS):
+                total[t, i] += share * total[t - span, i]
         weight, span = weight * weight, 2 * span
     return total
 
 
-def _decaying_peak(signal: torch.Tensor) -> torch.Tensor:
+@kernel
+def _decaying_peak(signal: Floats) -> Floats:
     """peak[t] = max(.85 peak[t-1], s[t]), by doubling the span of the maximum."""
-    peak = signal
+    peak = signal.copy()
     weight, span = _PEAK_DECAY, 1
-    while span < len(signal) and weight > 1e-15:
-        peak = torch.cat([peak[:span], torch.maximum(peak[span:], weight * peak[:-span])])
+    while span < len(peak) and weight > 1e-15:
+        share = np.float32(weight)
+        for t in range(len(peak) - 1, span - 1, -1):
+            for i in range(FILTERS):
+                peak[t, i] = max(peak[t, i], share * peak[t - span, i])
         weight, span = weight * weight, 2 * span
     return peak
 
 
-def _lower_envelope(values: torch.Tensor, first: torch.Tensor) -> torch.Tensor:
-    """What follows `values` down at once and up slowly: e += .005 d or .5 d for d = value - e below and above 0.
-
-    Each step is a leaky ReLU; its factor is a power of two, so that a fused multiply-add rounds as a plain one.
-    """
-    out = torch.empty_like(values)
-    level = first
-    slope = _ENVELOPE_UP / _ENVELOPE_DOWN
-    difference = torch.empty_like(first)
-    for value, now in zip(values.unbind(0), out.unbind(0), strict=True):
-        torch.sub(level, value, out=difference)
-        torch.nn.functional.leaky_relu_(difference, slope)
-        torch.add(level, difference, alpha=-_ENVELOPE_DOWN, out=now)
-        level = now
+@kernel
+def _lower_envelope(values: Floats, first: Floats) -> Floats:
+    """What follows `values` down at once and up slowly: e += .005 d or .5 d for d = value - e below and above 0."""
+    out = np.empty_like(values)
+    level = first.copy()
+    for t in range(len(values)):
+        for i in range(FILTERS):
+            above = level[i] - values[t, i]
+            level[i] -= _ENVELOPE_DOWN * (above if above > 0 else _ENVELOPE_UP * above)
+            out[t, i] = level[i]
     return out
 
 

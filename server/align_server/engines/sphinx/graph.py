@@ -48,8 +48,8 @@ class Graph:
     entry: npt.NDArray[np.float32]  # [nodes]: log score of taking the node at all
     sources: npt.NDArray[np.int64]  # [arcs]: the nodes before node 0, then those before node 1, ...
     arrivals: npt.NDArray[np.int64]  # [nodes]: how many arcs come into each
-    starts: tuple[int, ...]
-    finals: tuple[int, ...]
+    starts: npt.NDArray[np.int64]  # nodes that may come first
+    finals: npt.NDArray[np.int64]  # nodes that may come last
 
 
 @dataclass(slots=True)
@@ -105,7 +105,7 @@ def build(items: Sequence[Item], phones: PhoneSet, *, silence_penalty: float, pa
     entry[builder.pauses] = 0
     arrivals = np.array([len(p) for p in builder.predecessors])
     sources = np.fromiter(itertools.chain.from_iterable(builder.predecessors), np.int64, int(arrivals.sum()))
-    return Graph(base, senones, owners, entry, sources, arrivals, tuple(builder.starts), tuple(finals))
+    return Graph(base, senones, owners, entry, sources, arrivals, np.array(builder.starts), np.array(finals))
 
 
 def _add_item(builder: _Builder, owner: int, item: Item, exits: _Exits | None, rights: list[int]) -> _Exits:

@@ -6,6 +6,7 @@ the file. Formats follow what CMU SphinxTrain writes; all numbers are little-end
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import struct
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ import numpy as np
 from align_server.engines.engine import EngineLoadError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import numpy.typing as npt
 
     Floats = npt.NDArray[np.float32]
@@ -25,6 +28,16 @@ if TYPE_CHECKING:
 NAME: Final = "sphinx-en-us"
 LANGUAGES: Final = ("eng",)
 LICENCE: Final = "BSD-2-Clause"
+
+# What of the pocketsphinx 5.1.1 wheel is read: name in its model folder, size in bytes, SHA-256.
+FILES: Final = (
+    ("en-us/mdef", 2_959_176, "2360f9a86889c1cfee8bd618a0269387911e5fb2920a594f506b18b8c79683b0"),
+    ("en-us/means", 838_732, "832019e32cac12eb318964f96f469034acb12d0348eeddc3831831a100cb4dd4"),
+    ("en-us/variances", 838_732, "b00d696f85e96834fc10f8e5f06428d8c4db6bffdbe5845b6f69bf6efbc48fa5"),
+    ("en-us/sendump", 1_969_024, "8c9564c0d5bef69ca9d9bf1014abe162f071644cf02cf1fa8a483c3dc165a7a8"),
+    ("en-us/transition_matrices", 2_080, "c1f7f28ea43177be734be1f88bd7f1b9a853d0e660f8599c67c6eaeca8bb539a"),
+    ("cmudict-en-us.dict", 3_275_645, "20b5c293e1f311fb375fe067e500ec5636f4fc7af5594967263696def9b23bfe"),
+)
 
 STATES: Final = 3  # emitting states of every phone, left to right without skips
 INTERNAL, BEGIN, END, SINGLE = range(4)  # where in its word a triphone stands
@@ -94,6 +107,18 @@ def model_folder() -> Path:
             "the pocketsphinx package, which carries the en-us model, is missing: pip install 'chatalign[server]'"
         )
     return Path(spec.submodule_search_locations[0]) / "model" / "en-us"
+
+
+def verified(folder: Path) -> Iterator[bytes]:
+    """The contents of FILES in `folder`, in order. Raises EngineLoadError at the first that is not as shipped."""
+    for name, size, sha256 in FILES:
+        data = _read(folder / name)
+        if len(data) != size:
+            raise _broken(folder / name, f"it has {len(data)} bytes where pocketsphinx 5.1.1 has {size}")
+        found = hashlib.sha256(data).hexdigest()
+        if found != sha256:
+            raise _broken(folder / name, f"its SHA-256 is {found} where pocketsphinx 5.1.1 has {sha256}")
+        yield data
 
 
 def read_gaussians(path: Path) -> Floats:

@@ -16,12 +16,12 @@ from align_server.engines.sphinx.graph import SILENCE, UNKNOWN_SOUND
 from align_server.engines.sphinx.model import STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
     import numpy.typing as npt
 
     from align_server.engines.sphinx.graph import Graph
-    from align_server.engines.sphinx.viterbi import Span
+    from align_server.engines.sphinx.viterbi import Path
 
 FRAME_MS: Final = 1000 * HOP / SAMPLE_RATE
 REACH: Final = 8  # frames
@@ -40,35 +40,31 @@ class Evidence:
 
 
 def item_times(
-    path: Sequence[Span], owners: npt.NDArray[np.int64], evidence: Evidence, duration_ms: int
+    path: Path, owners: npt.NDArray[np.int64], evidence: Evidence, duration_ms: int
 ) -> list[tuple[int, int]]:
     """Start and end of every item of the graph in ms, in order and within the audio."""
     frames = evidence.scores.shape[1]
-    edge = [0.0, *boundaries(path, evidence), float(frames)]
-    ms = np.minimum(np.rint(FRAME_MS * np.array(edge) + BOUNDARY_MS).astype(int), duration_ms).tolist()
+    edge = np.concatenate([[0.0], boundaries(path, evidence), [float(frames)]])
+    ms = np.minimum(np.rint(FRAME_MS * edge + BOUNDARY_MS).astype(int), duration_ms)
     ms[0], ms[-1] = 0, duration_ms
-    times: dict[int, tuple[int, int]] = {}
-    for i, span in enumerate(path):
-        owner = int(owners[span.node])
-        if owner != SILENCE:
-            start, _ = times.get(owner, (ms[i], 0))
-            times[owner] = (start, ms[i + 1])
-    return [interval for _, interval in sorted(times.items())]
+    owner = owners[path.nodes]
+    change = np.flatnonzero(np.diff(owner, prepend=SILENCE - 1, append=SILENCE - 1))  # where another item begins
+    heard = owner[change[:-1]] != SILENCE
+    return list(zip(ms[change[:-1][heard]].tolist(), ms[change[1:][heard]].tolist(), strict=True))
 
 
-def boundaries(path: Sequence[Span], evidence: Evidence) -> npt.NDArray[np.float64]:
+def boundaries(path: Path, evidence: Evidence) -> npt.NDArray[np.float64]:
     """Where each span of a path ends and the next begins, in frames and fractions.
 
     The search puts a boundary on a frame. Here it is the mean of where it may lie while the states to its two
     sides stay where they are, weighted by likelihood, at most REACH frames from where the search put it.
     """
-    if len(path) == 1:
+    scores, rows, nodes = evidence.scores, evidence.rows, path.nodes
+    if len(nodes) == 1:
         return np.empty(0)
-    scores, rows = evidence.scores, evidence.rows
-    nodes = np.array([span.node for span in path])
-    found = np.array([span.end for span in path[:-1]])
-    first = np.maximum(found - REACH, [span.entered[STATES - 1] + 1 for span in path[:-1]])
-    last = np.minimum(found + REACH, [span.entered[1] - 1 for span in path[1:]])
+    found = path.ends[:-1]
+    first = np.maximum(found - REACH, path.entered[:-1, STATES - 1] + 1)
+    last = np.minimum(found + REACH, path.entered[1:, 1] - 1)
     places = first[:, None] + np.arange(2 * REACH + 1)
     frames = np.minimum(places, scores.shape[1] - 1)
     before, after = rows[nodes[:-1], STATES - 1, None], rows[nodes[1:], 0, None]
@@ -81,30 +77,30 @@ def boundaries(path: Sequence[Span], evidence: Evidence) -> npt.NDArray[np.float
 
 
 def word_scores(
-    path: Sequence[Span],
+    path: Path,
     graph: Graph,
     evidence: Evidence,
     filler: npt.NDArray[np.bool_],
     score: Callable[[npt.NDArray[np.int64], npt.NDArray[np.int64]], npt.NDArray[np.float32]],
 ) -> dict[int, float]:
-    """How well each word fits: 1 where no phone fits the middle frame of any of its phones better.
+    """How well each word fits, by item: 1 where no phone fits the middle frame of any of its phones better.
 
     It is the geometric mean, over the phones, of each one's scaled likelihood as a share of the best phone's,
     all without context and in the state that fits best.
     `score(frames, senones)` scores what the evidence lacks, scaled as it is, shape [senones, frames].
     """
-    heard = [s for s in path if graph.owners[s.node] != SILENCE and graph.senones[s.node, 0] != UNKNOWN_SOUND]
-    nodes = [span.node for span in heard]
-    middles = np.array([(span.entered[0] + span.end) // 2 for span in heard])
+    heard = (graph.owners[path.nodes] != SILENCE) & (graph.senones[path.nodes, 0] != UNKNOWN_SOUND)
+    nodes = path.nodes[heard]
+    middles = (path.entered[heard, 0] + path.ends[heard]) // 2
     wanted = np.flatnonzero(~np.repeat(filler, STATES))
-    fits = np.empty((len(filler) * STATES, len(heard)), np.float32)
+    fits = np.empty((len(filler) * STATES, len(nodes)), np.float32)
     known = evidence.senones[: np.searchsorted(evidence.senones, len(fits))]
     fits[known] = evidence.scores[: len(known), middles]
     missing = np.setdiff1d(wanted, known, assume_unique=True)
     if len(missing):
         fits[missing] = score(middles, missing)
     best = fits.reshape(len(filler), STATES, -1).max(1)
-    shortfall = best[graph.phones[nodes], range(len(heard))] - best[~filler].max(0)
+    shortfall = best[graph.phones[nodes], range(len(nodes))] - best[~filler].max(0)
     owners = graph.owners[nodes]
     total, count = np.bincount(owners, shortfall), np.bincount(owners)
     return {int(owner): float(np.exp(total[owner] / count[owner])) for owner in np.flatnonzero(count)}

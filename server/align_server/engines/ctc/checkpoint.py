@@ -1,0 +1,306 @@
+"""A CTC checkpoint in a local folder: what it is, whether it is whole, and what identifies it.
+
+Reads the small files and hashes the large ones; imports neither torch nor transformers, so that listing is quick.
+The formats are those that Hugging Face transformers writes with `save_pretrained`, and that of `sha256sum`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from align_server.engines.engine import SAMPLE_RATE, EngineLoadError, Progress
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+DECODER_VERSION: Final = 1  # raised with every change that can change a time or a score
+
+SUMS: Final = "SHA256SUMS"
+WEIGHTS: Final = "model.safetensors"
+INDEX: Final = "model.safetensors.index.json"  # names the parts of weights that are split over several files
+
+SETTINGS: Final = (  # of those that are there, times depend on all
+    "config.json",
+    "vocab.json",
+    "added_tokens.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "preprocessor_config.json",
+    "processor_config.json",
+)
+# Those whose first layers are convolutions over samples; the others read spectra.
+MODEL_TYPES: Final = (
+    "data2vec-audio",
+    "hubert",
+    "sew",
+    "unispeech",
+    "unispeech-sat",
+    "wav2vec2",
+    "wav2vec2-conformer",
+    "wavlm",
+)
+# Those that read nothing of padding, if their front end has layer norm: what convolves over frames is masked.
+PADDABLE: Final = frozenset({"hubert", "unispeech", "unispeech-sat", "wav2vec2"})
+
+# Of the operations a second that everything else reaches. Measured in float32 on one core with 95M weights, where
+# `balance` then foretells the time of 1 to 40 s of audio within 4 %.
+ATTENTION_RATE: Final = 0.7
+
+_READ_AT_ONCE: Final = 4 << 20  # bytes
+_SUM_LINE: Final = re.compile(r"(?P<sum>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
+_LICENCE: Final = re.compile(r"^license:[ \t]*(?:\n?[ \t]*- )?[ \t]*['\"]?(?P<licence>[^'\"\n#]+)", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What a user chooses a checkpoint by: ISO 639-3 languages, its licence, and the bytes of its weights.
+
+    `languages` is empty: a checkpoint does not say. `licence` is "" and `size_bytes` 0 where the folder does not say.
+    """
+
+    languages: tuple[str, ...]
+    licence: str
+    size_bytes: int
+
+
+def describe(folder: Path) -> Description:
+    """What can be said of the checkpoint in `folder` without reading its weights; does not raise."""
+    try:
+        size = sum(path.stat().st_size for path in _weights(folder))
+    except (EngineLoadError, OSError):
+        size = 0
+    return Description((), _licence(folder / "README.md"), size)
+
+
+def _licence(card: Path) -> str:
+    """The licence that a model card's front matter names, or ""."""
+    try:
+        text = card.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+    _, opened, rest = text.partition("---\n")
+    matter, closed, _ = rest.partition("\n---")
+    found = _LICENCE.search(matter) if opened and closed and text.startswith("---\n") else None
+    return found["licence"].strip() if found else ""
+
+
+@dataclass(frozen=True, slots=True)
+class FrontEnd:
+    """The convolutions that make frames of samples; each layer's kernel and stride in samples of its input."""
+
+    kernels: tuple[int, ...]
+    strides: tuple[int, ...]
+    channels: tuple[int, ...]
+
+    @property
+    def hop(self) -> int:
+        """Samples from one frame to the next."""
+        return math.prod(self.strides)
+
+    @property
+    def field(self) -> int:
+        """Samples that one frame sees."""
+        return self.samples(1)
+
+    def frames(self, samples: int) -> int:
+        """How many frames so many samples make."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
+            samples = max(0, (samples - kernel) // stride + 1)
+        return samples
+
+    def samples(self, frames: int) -> int:
+        """The fewest samples that make so many frames."""
+        for kernel, stride in zip(reversed(self.kernels), reversed(self.strides), strict=True):
+            frames = (frames - 1) * stride + kernel
+        return frames
+
+    @property
+    def flops(self) -> int:
+        """Floating-point operations for one frame."""
+        total, inputs = 0, 1
+        for i, (kernel, outputs) in enumerate(zip(self.kernels, self.channels, strict=True)):
+            total += 2 * kernel * inputs * outputs * math.prod(self.strides[i + 1 :])
+            inputs = outputs
+        return total
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A checkpoint's small files, read and checked.
+
+    `normalise`: whether audio is brought to zero mean and unit variance. `paddable`: whether padding, masked, changes
+    nothing. `balance` is the number of frames at which attention takes as long as everything else. `weights` are the
+    files that hold them, `others` the further files that times depend on.
+    """
+
+    folder: Path
+    front_end: FrontEnd
+    vocab_size: int
+    normalise: bool
+    paddable: bool
+    balance: float
+    weights: tuple[Path, ...]
+    others: tuple[Path, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Checkpoint:
+        """Read the checkpoint in `folder`, its weights aside. Raises EngineLoadError."""
+        if not folder.is_dir():
+            found = "is not a folder" if folder.exists() else "does not exist"
+            raise EngineLoadError(f"{folder} {found}; name a folder that holds a checkpoint, as ctc:FOLDER")
+        config = read_json(folder / "config.json", "it is not a checkpoint that transformers wrote")
+        _check_architecture(folder / "config.json", config)
+        try:
+            front_end = FrontEnd(*(tuple(config[f"conv_{key}"]) for key in ("kernel", "stride", "dim")))
+            vocab_size = int(config["vocab_size"])
+            balance = _balance(config, front_end)
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise EngineLoadError(
+                f"{folder / 'config.json'} does not describe the model ({error!r}); "
+                "save the checkpoint again with save_pretrained"
+            ) from error
+        return cls(
+            folder=folder,
+            front_end=front_end,
+            vocab_size=vocab_size,
+            normalise=_normalises(folder),
+            paddable=config["model_type"] in PADDABLE and config.get("feat_extract_norm") == "layer",
+            balance=balance,
+            weights=_weights(folder),
+            others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
+        )
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights on disk."""
+        return sum(path.stat().st_size for path in self.weights)
+
+    def verify(self, progress: Progress) -> str:
+        """Read every file once: check those that SHA256SUMS lists, and return the revision, 12 hex digits.
+
+        Equal revisions have the same weights, settings, vocabulary and decoder. Raises EngineLoadError.
+        """
+        expected = dict(_listed(self.folder / SUMS))
+        own = (*self.others, *self.weights)
+        paths = list(dict.fromkeys((*own, *expected)))
+        found: dict[Path, str] = {}
+        try:
+            total = sum(path.stat().st_size for path in paths)
+            done = 0
+            for path in paths:
+                digest = hashlib.sha256()
+                with path.open("rb") as file:
+                    while chunk := file.read(_READ_AT_ONCE):
+                        digest.update(chunk)
+                        done += len(chunk)
+                        progress(done / total, f"checking {path.name}")
+                found[path] = digest.hexdigest()
+                if path in expected and found[path] != expected[path]:
+                    raise EngineLoadError(
+                        f"{path} is not the file that {SUMS} lists: its SHA-256 is {found[path]}, "
+                        f"not {expected[path]}; copy or download it again"
+                    )
+        except OSError as error:
+            raise EngineLoadError(
+                f"{error.filename} cannot be read ({error.strerror}); copy the checkpoint again"
+            ) from error
+        parts = "".join(f"{path.name} {found[path]}\n" for path in own)
+        return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
+
+
+def read_json(path: Path, without: str = "") -> dict[str, Any]:
+    """The object in a JSON file; without the file an empty one, or EngineLoadError where `without` says what it means.
+
+    Raises EngineLoadError for what is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        if not without:
+            return {}
+        raise EngineLoadError(f"{path.parent} has no {path.name}: {without}") from error
+    except (OSError, ValueError) as error:
+        raise EngineLoadError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
+    if not isinstance(value, dict):
+        raise EngineLoadError(f"{path} holds {type(value).__name__} where an object was expected; copy it again")
+    return value
+
+
+def _check_architecture(path: Path, config: dict[str, Any]) -> None:
+    architecture = ", ".join(config.get("architectures") or ()) or "no architecture"
+    if not architecture.endswith("ForCTC"):
+        raise EngineLoadError(
+            f"{path} names {architecture}; only CTC models (Wav2Vec2ForCTC and its like) can align: "
+            "choose a checkpoint that was fine-tuned for speech recognition"
+        )
+    if (kind := config.get("model_type")) not in MODEL_TYPES:
+        raise EngineLoadError(f"{path} has model type {kind!r}; supported are {', '.join(MODEL_TYPES)}")
+    if config.get("add_adapter"):
+        raise EngineLoadError(f"{path} sets add_adapter, which changes the frame rate; this is not supported")
+
+
+def _balance(config: dict[str, Any], front_end: FrontEnd) -> float:
+    """Frames at which attention takes as long as everything else, from the operations that each needs.
+
+    With h channels, i in the feed-forward part: a layer's linear maps take 8h² + 4hi operations for a frame, which
+    is 24h² where i = 4h, and its attention 4hT among T frames, at ATTENTION_RATE of their speed.
+    """
+    width, layers = config["hidden_size"], config["num_hidden_layers"]
+    linear = front_end.flops + layers * (8 * width**2 + 4 * width * config["intermediate_size"])
+    return float(linear / (layers * 4 * width / ATTENTION_RATE))
+
+
+def _normalises(folder: Path) -> bool:
+    """Whether the feature extractor normalises; its own default is that it does."""
+    path = folder / "preprocessor_config.json"
+    settings = read_json(path)
+    if not settings:  # transformers 5 may keep it within the processor's
+        path = folder / "processor_config.json"
+        settings = read_json(path).get("feature_extractor") or {}
+    rate = settings.get("sampling_rate", SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        raise EngineLoadError(f"{path} asks for audio at {rate} Hz; only models for {SAMPLE_RATE} Hz can be served")
+    return bool(settings.get("do_normalize", True))
+
+
+def _weights(folder: Path) -> tuple[Path, ...]:
+    """The files of the weights. Raises EngineLoadError where they are not there, or not as safetensors."""
+    if (folder / WEIGHTS).is_file():
+        return (folder / WEIGHTS,)
+    if index := read_json(folder / INDEX).get("weight_map"):
+        parts = tuple(folder / name for name in sorted(set(index.values())))
+        if missing := [path.name for path in parts if not path.is_file()]:
+            raise EngineLoadError(f"{folder} has no {', '.join(missing)}, which {INDEX} names; copy or download it")
+        return parts
+    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
+    if not pickles:
+        raise EngineLoadError(f"{folder} has no {WEIGHTS}; copy or download the checkpoint's weights")
+    code = f"from transformers import AutoModelForCTC as M; M.from_pretrained({str(folder)!r}).save_pretrained('NEW')"
+    raise EngineLoadError(
+        f"{folder} has its weights in {', '.join(pickles)} and not as {WEIGHTS}; pickled weights can run code when "
+        f'they are read, so they are not. If you trust them, convert them: python -c "{code}", '
+        f"and move NEW/{WEIGHTS} into the folder"
+    )
+
+
+def _listed(path: Path) -> Iterator[tuple[Path, str]]:
+    """Each file that a SHA256SUMS lists, with its SHA-256 in small hex digits; none if there is no such list."""
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError) as error:
+        raise EngineLoadError(f"{path} cannot be read ({error}); write it with sha256sum, or delete it") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        match = _SUM_LINE.fullmatch(line)
+        if match is None:
+            raise EngineLoadError(f"{path}, line {number}, is not '<sha256>  <file>'; write it with sha256sum")
+        yield Path(path.parent, match["name"]), match["sum"].lower()

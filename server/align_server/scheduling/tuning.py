@@ -1,0 +1,72 @@
+"""How large a batch should be, how fast the model is and what memory it takes: measured once, when it is warmed up.
+
+The smallest batch that is about as fast per second of audio as any: small batches keep clients waiting less.
+Knows the engine's interface and nothing of queues. Everything here blocks and runs in a worker thread.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING
+
+from align_server.scheduling.queue import MAX_ITEMS
+
+if TYPE_CHECKING:
+    from align_server.engines.engine import Engine
+    from align_server.scheduling.learnt import Facts
+    from align_server.scheduling.memory import Memory
+
+PROBE_MS = 4_000  # about the mean length of an utterance
+HANDOVER_S = 0.001  # what the event loop and the threads spend on a batch, whatever is in it
+GAIN = 0.02  # per doubling of the batch: a smaller gain is not worth the wait
+REPEATS = 3
+ENOUGH_S = 0.5  # of computing at one size: slow models are not repeated
+MOST_MS = 240_000  # cost of the largest batch that is tried
+
+
+def measure(engine: Engine, facts: Facts, lanes: int, memory: Memory) -> None:
+    """Fill in what is not known yet. The engine is loaded."""
+    if facts.batch_ms:
+        return
+    item = engine.prepare(engine.probe(PROBE_MS))
+    cost = engine.cost(PROBE_MS)
+    engine.decode(engine.compute([item])[0])  # the first time is not like the others
+    best = float("inf")
+    count = 1
+    while count <= MAX_ITEMS and count * cost <= MOST_MS:
+        each = (_seconds(engine, [item] * count) + HANDOVER_S) / count
+        if each > best * (1 - GAIN):
+            break
+        best, facts.batch_ms = each, count * cost
+        count *= 2
+    steps = _timed_steps(engine)
+    facts.rate = lanes * cost / 1000 / (best + steps)
+    memory.trim()
+    before = memory.used()
+    memory.reset_peak()
+    engine.compute([item] * (facts.batch_ms // cost))
+    facts.bytes_per_ms = max(facts.bytes_per_ms, (memory.peak() - before) / facts.batch_ms)
+
+
+def _seconds(engine: Engine, batch: list[object]) -> float:
+    """The least time that a batch took."""
+    least, spent = float("inf"), 0.0
+    for _ in range(REPEATS):
+        started = time.perf_counter()
+        engine.compute(batch)
+        took = time.perf_counter() - started
+        least, spent = min(least, took), spent + took
+        if spent > ENOUGH_S:
+            break
+    return least
+
+
+def _timed_steps(engine: Engine) -> float:
+    """Seconds that one probe takes to prepare and to decode."""
+    started = time.perf_counter()
+    item = engine.prepare(engine.probe(PROBE_MS))
+    prepared = time.perf_counter() - started
+    scored = engine.compute([item])[0]
+    started = time.perf_counter()
+    engine.decode(scored)
+    return prepared + time.perf_counter() - started

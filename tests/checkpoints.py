@@ -1,0 +1,91 @@
+"""Small CTC checkpoints with random weights, written as transformers writes real ones.
+
+For tests and benchmarks: speed and memory do not depend on the values of weights. Knows nothing of pytest.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Any, Final, TypedDict
+
+import torch
+from transformers import AutoConfig, AutoModelForCTC
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+SPECIAL: Final = ("<pad>", "<s>", "</s>", "<unk>", "|")
+LETTERS: Final = (*SPECIAL, *"ETAONIHSRDLUMWCFGYPBVK'XJQZ")  # as facebook/wav2vec2-base-960h has them
+KERNELS: Final = (10, 3, 3, 3, 3, 2, 2)
+STRIDES: Final = (5, 2, 2, 2, 2, 2, 2)
+
+
+class Size(TypedDict):
+    """What `write_checkpoint` needs to know of a model's size."""
+
+    hidden: int
+    layers: int
+    heads: int
+    norm: str
+    channels: int
+
+
+TINY: Final = Size(hidden=16, layers=2, heads=2, norm="group", channels=8)
+BASE: Final = Size(hidden=768, layers=12, heads=12, norm="group", channels=512)  # wav2vec2-base: 95M weights, 378 MB
+
+
+def write_checkpoint(
+    folder: Path,
+    *,
+    hidden: int = TINY["hidden"],
+    layers: int = TINY["layers"],
+    heads: int = TINY["heads"],
+    norm: str = TINY["norm"],
+    channels: int = TINY["channels"],
+    seed: int = 0,
+    family: str = "wav2vec2",
+    vocabulary: Sequence[str] = LETTERS,
+    **config: Any,
+) -> Path:
+    """Write a model of that size, its tokenizer and its feature extractor into `folder`, and return the folder.
+
+    `norm` is that of the first layers: "group", as in base models, or "layer", as in large ones. `family` is a model
+    type of transformers; `config` goes to its configuration. Equal arguments write equal files.
+    """
+    settings = {
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * hidden,
+        "conv_dim": (channels,) * len(KERNELS),
+        "conv_kernel": KERNELS,
+        "conv_stride": STRIDES,
+        "feat_extract_norm": norm,
+        "do_stable_layer_norm": norm == "layer",
+        "conv_bias": norm == "layer",
+        "vocab_size": len(vocabulary),
+        "pad_token_id": vocabulary.index("<pad>"),
+        "num_ctc_classes": len(vocabulary),  # UniSpeech's name for vocab_size
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        make: Any = AutoModelForCTC.from_config  # has no types
+        model = make(AutoConfig.for_model(family, **(settings | config)))
+    model.save_pretrained(folder)
+    write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocabulary)})
+    write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>"})
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True, "sampling_rate": 16000}
+    write_json(folder / "preprocessor_config.json", extractor)
+    return folder
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write one of a checkpoint's small files."""
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def change_json(path: Path, **changes: Any) -> None:
+    """Change settings in one of a checkpoint's small files; None takes one out."""
+    value = json.loads(path.read_text(encoding="utf-8")) | changes
+    write_json(path, {key: setting for key, setting in value.items() if setting is not None})
