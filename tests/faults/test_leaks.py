@@ -1,0 +1,32 @@
+"""A server keeps nothing of clients that break off; and the detector that says so finds a leak that was planted."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from support import PROJECT
+
+sys.path.insert(0, str(PROJECT / "benchmarks"))  # the detector is that of the benchmarks, and so are its clients
+
+import processes
+from leaks import DESCRIPTORS, MEMORY
+from soak import LEAKING, watch
+
+pytestmark = pytest.mark.slow
+SECONDS = 8.0  # of clients that break off
+
+
+def test_clients_that_break_off_leave_nothing_behind() -> None:
+    with processes.server() as server:
+        done, verdicts = watch(server, SECONDS)
+    assert done.broken > 50
+    assert not [str(verdict) for verdict in verdicts if verdict.is_leaking]
+
+
+def test_the_detector_finds_memory_and_descriptors_that_are_kept() -> None:
+    with processes.server(program=LEAKING, settings={"PLANTED": "memory,descriptor"}) as server:
+        _, verdicts = watch(server, SECONDS)
+    leaking = {verdict.kind for verdict in verdicts if verdict.is_leaking}
+    assert leaking == {MEMORY, DESCRIPTORS}, [str(verdict) for verdict in verdicts]
