@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import enum
+import gc
 import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -325,6 +326,7 @@ class Residents:
         self._segments_done += batcher.throughput.segments_done
         self._audio_done_ms += batcher.throughput.audio_done_ms
         await asyncio.to_thread(engine.unload)
+        await asyncio.to_thread(gc.collect)  # what was loaded refers to itself
         await asyncio.to_thread(batcher.guard.memory.trim)
         batcher.guard.settle()
         log.info("model unloaded", model=resident.description.name, memory_mb=batcher.guard.memory.used() // MB)
