@@ -32,6 +32,7 @@ from align_server.scheduling.learnt import Learnt
 from align_server.scheduling.memory import MemoryGuard, ProcessMemory
 from align_server.scheduling.residents import ModelState, Residents
 from align_server.service import MAX_MESSAGE_BYTES, AlignService
+from align_server.stream import Edge
 from align_server.tracing import Tracer
 
 if TYPE_CHECKING:
@@ -83,15 +84,8 @@ class Server:
             held_ms=lambda: self._admission.held_ms,
             idle_s=config.idle_unload_s,
         )
-        self._service = AlignService(
-            self._residents,
-            self._admission,
-            self._guard,
-            self._metrics,
-            self._tracer,
-            device=config.device,
-            max_words=config.max_words,
-        )
+        edge = Edge(self._admission, self._guard, self._metrics, self._tracer, config.max_words)
+        self._service = AlignService(self._residents, edge, device=config.device)
         self._stop_metrics: Callable[[], None] = lambda: None
         self._publishing: set[asyncio.Task[None]] = set()
 

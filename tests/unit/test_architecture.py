@@ -30,6 +30,9 @@ RULES = {
     | {"align_server.scheduling", "align_server.service", "align_server.server", "align_client"},
     SERVER / "scheduling": WIRE | {"torch", "align_server.service", "align_server.server", "align_client"},
     SERVER / "service.py": {"torch", "align_server.server", "align_server.cli", "align_client"},
+    SERVER / "stream.py": {"torch", "align_server.service", "align_server.server", "align_client"},
+    SERVER / "wire.py": {"torch", "align_server.service", "align_server.stream", "align_server.server", "align_client"},
+    SERVER / "metrics.py": WIRE | {"torch", "align_server.scheduling", "align_server.engines", "align_client"},
 }
 
 

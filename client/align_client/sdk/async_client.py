@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 PROTOCOL_REVISION = 1  # the newest that this client can use, and the oldest that it can do with
 DEFAULT_TIMEOUT_S = 300.0
 CONTROL_TIMEOUT_S = 10.0  # for calls that compute nothing
+BUFFERS = 16 * 2**20  # bytes: a message at its longest
 PATIENCE_S = 60.0  # how long a stream waits for a server that went away
 OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
@@ -180,6 +181,7 @@ class AsyncClient:
     def _connect(self) -> AlignServiceStub:
         if self._channel is None:
             _check_owner(self.address)
+            _keep_buffers()
             self._channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
             self._stub = AlignServiceStub(self._channel)
         return self._stub
@@ -193,6 +195,15 @@ def _client() -> str:
 def _metadata() -> tuple[tuple[str, str], ...]:
     token = os.environ.get("ALIGN_TOKEN")
     return (("authorization", f"Bearer {token}"),) if token else ()
+
+
+def _keep_buffers() -> None:
+    """Let glibc keep the buffers of messages for the next ones, which it would map and fault in anew for each.
+
+    It keeps freed blocks up to the size of the largest that was ever mapped and freed. Memory that is not touched is
+    never given; elsewhere nothing happens. Sending half a megabyte takes a quarter of the CPU after it.
+    """
+    bytes(BUFFERS)  # asked for zeroed, and so not touched
 
 
 def _check_owner(address: str) -> None:

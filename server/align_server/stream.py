@@ -1,0 +1,211 @@
+"""One AlignStream call, and what all calls of the edge share. Knows messages, and no status codes."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import deque
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import structlog
+
+from align_proto.v1 import align_pb2 as pb
+from align_server import wire
+from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from grpc.aio import ServicerContext
+
+    from align_server.engines.engine import Segment
+    from align_server.metrics import Metrics
+    from align_server.scheduling.admission import Admission, Grant
+    from align_server.scheduling.batcher import Batcher
+    from align_server.scheduling.memory import MemoryGuard
+    from align_server.tracing import Tracer
+
+    StreamContext = ServicerContext[pb.AlignStreamRequest, pb.AlignStreamResponse]
+
+MAX_ANSWERS = 256  # in one message, which is then far below what a client takes
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True, eq=False)
+class Edge:
+    """What the calls of a server share."""
+
+    admission: Admission
+    guard: MemoryGuard
+    metrics: Metrics
+    tracer: Tracer
+    max_words: int
+    draining: bool = False
+
+    def segment(self, message: pb.Segment, pcm: bytes, batcher: Batcher) -> Segment:
+        """The segment of a message whose audio is `pcm`. Raises Invalid."""
+        return wire.segment(message, pcm, max_segment_s=batcher.engine.max_segment_s, max_words=self.max_words)
+
+    def report(self, work: Work, model: str, context: Any, outcome: str = "") -> None:
+        """One line in the log and one span for a segment that is over."""
+        if not (self.tracer.is_on or log.is_enabled_for(logging.DEBUG)):
+            return
+        outcome = outcome or _outcome(work)
+        waited = work.taken_at - work.accepted_at if work.taken_at else 0.0
+        log.debug(
+            "segment",
+            id=work.segment.id,
+            client=work.client,
+            model=model,
+            outcome=outcome,
+            audio_ms=work.segment.duration_ms,
+            words=len(work.segment.words),
+            waited_s=round(waited, 4),
+            seconds=round(time.monotonic() - work.accepted_at, 4),
+            memory_mb=self.guard.memory.used() >> 20,
+        )
+        self.tracer.segment(work, model, outcome, self.tracer.context(context.invocation_metadata() or ()))
+
+
+class Stream:
+    """One AlignStream call: a reader that accepts segments, and a writer that sends credit and results."""
+
+    def __init__(self, edge: Edge, batcher: Batcher, client: str, context: StreamContext) -> None:
+        self.client = client
+        self._edge = edge
+        self._admission = edge.admission
+        self._batcher = batcher
+        self._context = context
+        self._grant: Grant | None = None
+        remaining = context.time_remaining()
+        self._deadline = None if remaining is None else time.monotonic() + remaining
+        self._unanswered: set[Work] = set()
+        self._outbox: deque[tuple[pb.SegmentResult | pb.SegmentRefusal, int]] = deque()  # with the audio's length in ms
+        self._granted_ms = 0  # to be told; 0 where it was
+        self._changed = asyncio.Event()
+        self._failure: Refusal | None = None
+
+    async def run(self, requests: AsyncIterator[pb.AlignStreamRequest]) -> None:
+        """Serve the stream until the client has no more, or the server drains, and everything is answered."""
+        self._grant = grant = self._admission.open(self._credit, self._batcher.window_ms)
+        reader = asyncio.create_task(self._read(requests, grant))
+        reader.add_done_callback(lambda _: self.wake())
+        try:
+            while True:
+                self._changed.clear()
+                while self._outbox or self._granted_ms:
+                    response, answered_ms = self._next_response()
+                    await self._context.write(response)
+                    # Only an answer that has left is granted anew: a client that does not read its
+                    # results is bounded by its window.
+                    if answered_ms:
+                        self._admission.answer(grant, answered_ms)
+                if reader.done():
+                    reader.result()
+                if self._failure:
+                    raise self._failure
+                if not self._unanswered and (reader.done() or self._edge.draining):
+                    break
+                await self._changed.wait()
+            if not reader.done():
+                raise Unavailable("the server is draining; what was sent is answered")
+        finally:
+            reader.cancel()
+            gone, self._unanswered = self._unanswered, set()  # closing gives back what they hold, answers must not
+            for work in gone:
+                work.future.cancel()
+                self._edge.report(work, self._batcher.engine.name, self._context)
+            self._admission.close(grant)
+
+    def wake(self) -> None:
+        """Something changed that the writer has to look at."""
+        self._changed.set()
+
+    def load(self) -> pb.ClientLoad:
+        """What the stream has out."""
+        grant = self._grant
+        return pb.ClientLoad(
+            client=self.client,
+            model=self._batcher.engine.name,
+            unanswered_ms=grant.received_ms - grant.answered_ms if grant else 0,
+            credit_ms=grant.unused_ms if grant else 0,
+            audio_done_ms=grant.answered_ms if grant else 0,
+        )
+
+    def _next_response(self) -> tuple[pb.AlignStreamResponse, int]:
+        """All that there is to say, up to MAX_ANSWERS, and the length of the audio that it answers."""
+        granted_ms, self._granted_ms = self._granted_ms, 0
+        answers = [self._outbox.popleft() for _ in range(min(len(self._outbox), MAX_ANSWERS))]
+        response = pb.AlignStreamResponse(
+            granted_ms=granted_ms,
+            results=[answer for answer, _ in answers if isinstance(answer, pb.SegmentResult)],
+            refusals=[answer for answer, _ in answers if isinstance(answer, pb.SegmentRefusal)],
+        )
+        return response, sum(ms for _, ms in answers)
+
+    def _credit(self, total_ms: int) -> None:
+        if not self._edge.draining:
+            self._granted_ms = total_ms
+            self.wake()
+
+    def _send(self, answer: pb.SegmentResult | pb.SegmentRefusal, sent_ms: int) -> None:
+        self._outbox.append((answer, sent_ms))
+        self.wake()
+
+    async def _read(self, requests: AsyncIterator[pb.AlignStreamRequest], grant: Grant) -> None:
+        async for request in requests:
+            if request.HasField("open"):
+                raise Invalid("open", "a stream is opened once")
+            if request.demand_ms:
+                self._admission.demand(grant, request.demand_ms)
+            for segment in request.segments:
+                await self._accept(segment, grant)
+
+    async def _accept(self, message: pb.Segment, grant: Grant) -> None:
+        pcm = message.pcm
+        sent_ms = wire.audio_ms(len(pcm))
+        await self._admission.room_for(sent_ms)
+        if not self._admission.receive(grant, sent_ms):
+            raise Invalid("segment.pcm", f"{sent_ms} ms were sent with a credit of {grant.unused_ms} ms")
+        try:
+            segment = self._edge.segment(message, pcm, self._batcher)
+            cost = self._batcher.engine.cost(segment.duration_ms)
+            work = Work(segment, self.client, cost, deadline=self._deadline)
+            self._batcher.put(work)
+        except Invalid as invalid:
+            self._admission.computed(grant, sent_ms)
+            self._refuse(message.id, invalid, sent_ms)
+        else:
+            work.future.add_done_callback(lambda _: self._answer(work, sent_ms, grant))
+            self._unanswered.add(work)
+
+    def _answer(self, work: Work, sent_ms: int, grant: Grant) -> None:
+        if work not in self._unanswered:
+            return  # the stream is over, and with it its grant
+        self._unanswered.discard(work)
+        self._edge.report(work, self._batcher.engine.name, self._context)
+        self._admission.computed(grant, sent_ms)
+        match work.future.exception():
+            case None:
+                words = wire.timings(work.future.result())
+                self._send(pb.SegmentResult(id=work.segment.id, words=words), sent_ms)
+            case Invalid() | DeadlineTooSoon() as refusal:
+                self._refuse(work.segment.id, refusal, sent_ms)
+            case Refusal() as refusal:
+                self._failure = refusal  # the client sends again what was not answered, here or elsewhere
+                self.wake()
+
+    def _refuse(self, segment_id: str, refusal: Refusal, sent_ms: int) -> None:
+        self._edge.metrics.refused(refusal.reason)
+        field, why = (refusal.field, refusal.description) if isinstance(refusal, Invalid) else ("", str(refusal))
+        self._send(pb.SegmentRefusal(id=segment_id, field=field, description=why), sent_ms)
+
+
+def _outcome(work: Work) -> str:
+    if not work.future.done() or work.future.cancelled():
+        return "cancelled"
+    error = work.future.exception()
+    return error.reason if isinstance(error, Refusal) else "failed" if error else "answered"
