@@ -15,9 +15,10 @@ from typing import Any
 
 import processes
 from align_client import AsyncClient
+from clients import LANGUAGE
 from inputs import CORPORA, Utterance, hand_labelled, has_corpora
-from rows import Row
-from throughput import LANGUAGE, decoder, two_pass
+from rows import Row, Scale
+from throughput import decoder, two_pass
 
 WHAT = "word starts on hand-labelled speech"
 MEAN_MS, WITHIN_25 = 16.5, 76.0
@@ -25,9 +26,8 @@ MEAN_MS, WITHIN_25 = 16.5, 76.0
 Words = list[dict[str, str | float | None]]
 
 
-def measure(*, quick: bool) -> list[Row]:
+def measure(_scale: Scale) -> list[Row]:
     """Rows of the table; it is quick in any case."""
-    del quick
     if not has_corpora():
         return [Row(WHAT, "skipped: needs the recordings of ../shared/data, which are not here")]
     said = hand_labelled()

@@ -11,7 +11,7 @@ from pathlib import Path
 import processes
 from inputs import conversation, utterances
 from processes import MB
-from rows import Row, spread
+from rows import Row, Scale, spread
 
 HOURS, QUICK_HOURS = 2.0, 0.25
 SHORT_S = 3.5  # seconds: turns of a conversation, so that there are thousands of them
@@ -30,9 +30,9 @@ print("\\n" + json.dumps([name for name in sys.argv[1:] if name in sys.modules])
 """
 
 
-def measure(*, quick: bool) -> list[Row]:
+def measure(scale: Scale) -> list[Row]:
     """Rows of the table."""
-    hours = QUICK_HOURS if quick else HOURS
+    hours = scale.of(QUICK_HOURS, HOURS)
     with tempfile.TemporaryDirectory(prefix="ca-") as name, processes.server() as server:
         short = [one for one in utterances() if one.seconds < SHORT_S]
         long = conversation(Path(name) / "long.cha", short, hours * 3600)

@@ -7,20 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import processes
+from clients import CLIENTS
 from inputs import Conversation, conversation, utterances
 from processes import MB, Finished
-from rows import Row, spread
+from rows import Row, Scale, spread
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-CLIENTS = 8
 CLIENT_MB = 80
 FILES = 10
 FILE_S = 120.0
 
 
-def measure(*, quick: bool) -> list[Row]:
+def measure(scale: Scale) -> list[Row]:
     """Rows of the table."""
     said = utterances()
     apart = len(said) // FILES
@@ -30,7 +30,7 @@ def measure(*, quick: bool) -> list[Row]:
     with tempfile.TemporaryDirectory(prefix="ca-") as name, processes.server() as server:
         folder = Path(name)
         (folder / "corpus").mkdir()
-        length = FILE_S / 2 if quick else FILE_S
+        length = scale.of(FILE_S / 2, FILE_S)
         files = [
             conversation(folder / "corpus" / f"{number:02}.cha", said, length, first=number * apart)
             for number in range(FILES)
@@ -39,7 +39,7 @@ def measure(*, quick: bool) -> list[Row]:
         parts = [files[number::CLIENTS] for number in range(CLIENTS)]
         _align(server.address, [files[:1]], folder / "warm-up")
         outputs = []
-        for turn in range(1 if quick else 2):
+        for turn in range(scale.of(1, 2)):
             for shares, speeds in (([files], alone), (parts, together)):
                 target = folder / f"out-{turn}-{len(shares)}"
                 done = _align(server.address, shares, target)

@@ -60,6 +60,31 @@ def utterances() -> list[Utterance]:
     return [utterance for name in SETS for utterance in _of_set(CORPORA / "speech" / name)]
 
 
+def grouped(seconds: float, said: Sequence[Utterance]) -> list[Utterance]:
+    """Segments of up to that length, as align-client makes them: utterances that follow one another, where they fit."""
+    made: list[Utterance] = []
+    parts: list[Utterance] = []
+    for utterance in (one for one in said if one.seconds <= seconds):
+        if sum(part.seconds for part in parts) + utterance.seconds > seconds:
+            made.append(_joined(parts))
+            parts = []
+        parts.append(utterance)
+    return [*made, _joined(parts)]
+
+
+def lasting(seconds: float, said: Sequence[Utterance]) -> list[Utterance]:
+    """The same, with silence at the end of each to make it exactly that long."""
+    samples = int(seconds * SAMPLE_RATE)
+    return [
+        Utterance(one.id, np.pad(one.pcm, (0, samples - len(one.pcm))), one.words) for one in grouped(seconds, said)
+    ]
+
+
+def _joined(parts: Sequence[Utterance]) -> Utterance:
+    words = tuple(itertools.chain.from_iterable(part.words for part in parts))
+    return Utterance("+".join(part.id for part in parts), np.concatenate([part.pcm for part in parts]), words)
+
+
 def hand_labelled() -> list[Utterance]:
     """The recordings whose word times are known, with the words as the labels have them."""
     folder = CORPORA / "speech" / "ae"

@@ -9,9 +9,11 @@ import contextlib
 import multiprocessing
 import os
 import re
+import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +24,7 @@ import psutil
 from align_client import AlignError, Client
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from multiprocessing.connection import Connection
     from types import TracebackType
 
@@ -45,20 +47,39 @@ class ServerProcess:
 
 
 @contextlib.contextmanager
-def server(*flags: str) -> Iterator[ServerProcess]:
-    """A server of its own on a socket in a private folder, ready to serve."""
+def server(
+    *flags: str, program: Sequence[str] = ("-m", "align_server"), settings: Mapping[str, str] | None = None
+) -> Iterator[ServerProcess]:
+    """A server of its own on a socket in a private folder, ready to serve.
+
+    It learns in that folder too, so that no run depends on another or on the user's own server. `program` is what
+    Python runs; `settings` go to its environment.
+    """
     with tempfile.TemporaryDirectory(prefix="ca-") as folder:
-        socket = Path(folder) / "align.sock"
+        path = Path(folder) / "align.sock"
         log = Path(folder) / "server.log"
-        command = [sys.executable, "-m", "align_server", "run", "--socket", str(socket), *flags]
+        command = [sys.executable, *program, "run", "--socket", str(path), *flags]
+        environment = {**os.environ, "XDG_STATE_HOME": folder, **(settings or {})}
         with log.open("wb") as output:
-            process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
         try:
-            _wait_until_serving(process, f"unix:{socket}", log)
-            yield ServerProcess(f"unix:{socket}", psutil.Process(process.pid))
+            _wait_until_serving(process, f"unix:{path}", log)
+            yield ServerProcess(f"unix:{path}", psutil.Process(process.pid))
         finally:
             process.terminate()
             process.wait(timeout=60)
+
+
+def free_port() -> int:
+    """A TCP port of 127.0.0.1 that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def cores() -> int:
+    """Processors that a process may run on: a server has as many lanes."""
+    return len(os.sched_getaffinity(0))
 
 
 def _wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
@@ -71,6 +92,27 @@ def _wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Pat
             if process.poll() is not None or time.monotonic() > deadline:
                 raise RuntimeError(f"the server did not start; its log:\n{log.read_text(encoding='utf-8')}")
             time.sleep(0.1)
+
+
+@contextlib.contextmanager
+def watched(process: psutil.Process) -> Iterator[Callable[[], int]]:
+    """Look at a process's memory all the time; gives what tells the most that was seen, in bytes."""
+    most = 0
+    over = threading.Event()
+
+    def watch() -> None:
+        nonlocal most
+        while not over.wait(SAMPLE_S):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                most = max(most, process.memory_info().rss)
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield lambda: most
+    finally:
+        over.set()
+        thread.join()
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,5 +1,6 @@
-"""Prints the benchmark table in Markdown: `make bench`, or a part of it with --only; --quick takes less of everything.
+"""Prints the benchmark table in Markdown: `make bench`, or a part of it with --only.
 
+--quick takes less of everything, --full more of what takes longest.
 Every figure is measured now; speed and memory are of two things side by side where a ratio is asked for.
 """
 
@@ -13,27 +14,51 @@ import platform
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from rows import HEAD, Row
+from rows import HEAD, Row, Scale
 
-MEASUREMENTS = ("accuracy", "throughput", "corpus_run", "client_memory", "batching")
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+MEASUREMENTS = (
+    "accuracy",
+    "throughput",
+    "corpus_run",
+    "client_memory",
+    "in_process",
+    "padding",
+    "health",
+    "fairness",
+    "crowd",
+    "storm",
+    "soak",
+    "invariance",
+)
+ASKED_FOR = ("workers",)  # measured only where they are named
 
 
 def main() -> None:
     """Print the machine, then each row as soon as it is measured."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument(
-        "--only", action="append", choices=MEASUREMENTS, help="one of the measurements; may be repeated"
+        "--only", action="append", choices=MEASUREMENTS + ASKED_FOR, help="one of the measurements; may be repeated"
     )
-    parser.add_argument("--quick", action="store_true", help="less audio and fewer turns")
+    scale = parser.add_mutually_exclusive_group()
+    scale.add_argument("--quick", action="store_const", dest="scale", const=Scale.QUICK, help="less of everything")
+    scale.add_argument(
+        "--full", action="store_const", dest="scale", const=Scale.FULL, help="crowd and soak as long as they can be"
+    )
+    parser.set_defaults(scale=Scale.USUAL)
     arguments = parser.parse_args()
     print(_machine(), HEAD, sep="\n\n", flush=True)
     started = time.monotonic()
     for name in arguments.only or MEASUREMENTS:
-        rows: list[Row] = importlib.import_module(name).measure(quick=arguments.quick)
-        print(*rows, sep="\n", flush=True)
+        rows: Iterable[Row] = importlib.import_module(name).measure(arguments.scale)
+        for row in rows:
+            print(row, flush=True)
     print(f"\n{time.monotonic() - started:.0f} s; load at the end {_load()}.")
 
 

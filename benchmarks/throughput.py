@@ -5,29 +5,23 @@ Same recordings, same words, turn by turn. Both sides are loaded and warm before
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import multiprocessing
-import os
 import statistics
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import processes
-from align_client import AsyncClient, Word
+from clients import CLIENTS, make_stream, seconds_of
 from inputs import Utterance, utterances
-from rows import Row, spread
+from rows import Row, Scale, spread
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from align_client.sdk.types import WordTiming
-
-CLIENTS = 8
 PARTS = 4  # of the recordings: each client sends one, so that a turn is about as long on both sides
 ENOUGH = 80  # utterances to fill batches with; fewer are sent more than once
 PER_CPU, PER_WALL = 5, 4  # times pocketsphinx
-LANGUAGE = "eng"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +43,14 @@ class Side:
         return self.audio_s / self.wall_s
 
 
-def measure(*, quick: bool) -> list[Row]:
+def measure(scale: Scale) -> list[Row]:
     """Rows of the table."""
     said = sayable(utterances())
     said *= -(-ENOUGH // len(said))
     parts = [said[number % PARTS :: PARTS] for number in range(CLIENTS)]
-    audio_s = _seconds(said)
-    sent_s = sum(map(_seconds, parts))
-    cores = len(os.sched_getaffinity(0))
+    audio_s = seconds_of(said)
+    sent_s = sum(map(seconds_of, parts))
+    cores = processes.cores()
     taken = multiprocessing.get_context("spawn").Value("i", 0)
     ours: list[Side] = []
     theirs: list[Side] = []
@@ -69,7 +63,7 @@ def measure(*, quick: bool) -> list[Row]:
         processes.Crew(make_oracle, [(said, taken)] * cores) as oracles,
     ):
         clients.turn()
-        for _ in range(2 if quick else 4):
+        for _ in range(scale.of(2, 4)):
             before = server.cpu_s()
             turn = clients.turn()
             server_s = server.cpu_s() - before
@@ -130,20 +124,11 @@ def _seconds(said: list[Utterance]) -> float:
 
 def make_client(address: str, said: list[Utterance]) -> Callable[[], dict[str, str]]:
     """A client that sends everything over one stream; its turn answers with a digest of each utterance's times."""
-    runner = asyncio.Runner()
-    client = AsyncClient(address)
-    requests = [(one.pcm, [Word(word, LANGUAGE) for word in one.words]) for one in said]
-
-    async def send() -> list[tuple[WordTiming, ...]]:
-        async with client.stream() as stream:
-            futures = [await stream.submit(pcm, words) for pcm, words in requests]
-            return list(await asyncio.gather(*futures))
+    send = make_stream(address, said)
 
     def work() -> dict[str, str]:
-        results = runner.run(send())
-        assert all(word.start is not None for result in results for word in result)
         return {
-            one.id: hashlib.sha256(repr(result).encode()).hexdigest() for one, result in zip(said, results, strict=True)
+            one.id: hashlib.sha256(repr(result).encode()).hexdigest() for one, result in zip(said, send(), strict=True)
         }
 
     return work
