@@ -43,7 +43,9 @@ class CountingEngine(Engine):
         hold: threading.Event | None = None,
         fits_ms: int = 0,
         seconds: float = 0.0,
+        pads: bool = False,
     ) -> None:
+        self.pads = pads
         self.batches: list[list[str]] = []
         self.threads: dict[str, set[str]] = {"prepare": set(), "compute": set(), "decode": set()}
         self.prepared: list[str] = []
@@ -130,6 +132,7 @@ def batcher(
     batch_ms: int = 60_000,
     guard: MemoryGuard | None = None,
     rate: float = 1000.0,
+    prepares_ahead: bool = True,
 ) -> Batcher:
     """A batcher with pools of its own; call `close` in the end."""
     return Batcher(
@@ -139,4 +142,5 @@ def batcher(
         guard=guard or MemoryGuard(4 * GB, FixedMemory()),
         facts=Facts(batch_ms=batch_ms, rate=rate, bytes_per_ms=100.0),
         metrics=Metrics(),
+        prepares_ahead=prepares_ahead,
     )

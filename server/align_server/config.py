@@ -111,6 +111,10 @@ class Config:
         """How many batches are computed at once on a device."""
         return self.lanes or (cores() if device == "cpu" else 1)
 
+    def prepares_ahead(self, device: str) -> bool:
+        """Whether segments are got ready by threads of their own, or by the lane that computes them."""
+        return self.preprocess_workers > 0 or device != "cpu"
+
     def preprocess_count(self) -> int:
         """How many threads get segments ready."""
         return self.preprocess_workers or max(1, cores() // 2)

@@ -13,6 +13,7 @@ import structlog
 
 from align_proto.v1 import align_pb2 as pb
 from align_server import wire
+from align_server.scheduling.queue import QUANTUM_MS
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
 
 if TYPE_CHECKING:
@@ -173,7 +174,9 @@ class Stream:
         try:
             segment = self._edge.segment(message, pcm, self._batcher)
             cost = self._batcher.engine.cost(segment.duration_ms)
-            work = Work(segment, self.client, cost, deadline=self._deadline)
+            # A stream with one short segment out has somebody waiting for it, as a single call has.
+            alone = not self._unanswered and cost <= QUANTUM_MS
+            work = Work(segment, self.client, cost, interactive=alone, deadline=self._deadline)
             self._batcher.put(work)
         except Invalid as invalid:
             self._admission.computed(grant, sent_ms)

@@ -49,7 +49,7 @@ async def blocked(hold: threading.Event, engine: CountingEngine, lanes: int = 1,
 class TestPipeline:
     async def test_waiting_work_shares_batches_of_the_learnt_size(self) -> None:
         hold = threading.Event()
-        engine = CountingEngine(hold=hold)
+        engine = CountingEngine(hold=hold, pads=True)
         running = await blocked(hold, engine, batch_ms=5000)
         items = [work("a", str(i)) for i in range(10)]
         for item in items:
@@ -71,6 +71,23 @@ class TestPipeline:
         assert prepare
         assert len(prepare | compute | decode) == len(prepare) + len(compute) + len(decode)
         assert not any("MainThread" in names for names in (prepare, compute, decode))
+
+    async def test_a_segment_leaves_when_it_is_done_where_nothing_is_padded(self) -> None:
+        hold = threading.Event()
+        engine = CountingEngine(hold=hold)
+        running = batcher(engine, batch_ms=60_000)
+        items = [work("a", str(i)) for i in range(3)]
+        for item in items:
+            running.put(item)
+        await until(lambda: "2" in engine.prepared)
+        engine._hold = None
+        engine._seconds = 0.05
+        hold.set()
+        await items[0].future
+        assert not items[2].future.done()
+        await items[2].future
+        assert engine.batches == [["0"], ["1"], ["2"]]
+        await running.stop()
 
     async def test_the_next_batch_is_prepared_while_one_is_computed(self) -> None:
         hold = threading.Event()
@@ -197,7 +214,7 @@ class TestFailures:
 class TestMemory:
     async def test_a_batch_that_runs_out_of_memory_is_halved_until_it_fits(self) -> None:
         hold = threading.Event()
-        engine = CountingEngine(hold=hold, fits_ms=60_000)
+        engine = CountingEngine(hold=hold, fits_ms=60_000, pads=True)
         guard = MemoryGuard(4 * GB, FixedMemory())
         running = await blocked(hold, engine, guard=guard, batch_ms=120_000)
         items = [work("a", str(i), 20_000) for i in range(6)]

@@ -129,7 +129,7 @@ class AlignStream:
 
     def _is_starved(self) -> bool:
         """Whether no answer is on its way that would bring credit."""
-        return self._granted_ms > 0 and not self._unanswered
+        return not self._unanswered
 
     def _can_go_on(self, known_ms: int, *, has_asked: bool) -> bool:
         return self._granted_ms > known_ms or (self._is_starved() and not has_asked)

@@ -65,8 +65,8 @@ class Grant:
 
     @property
     def waits(self) -> bool:
-        """Whether it can do nothing until it is granted something."""
-        return not self.outstanding_ms and bool(self.demand_ms or not self.received_ms)
+        """Whether it said that it can do nothing until it is granted something."""
+        return not self.outstanding_ms and bool(self.demand_ms)
 
     @property
     def counted_ms(self) -> int:
@@ -183,7 +183,7 @@ class Admission:
         """Lend what streams without work have out. To be called about once a second."""
         before = time.monotonic() - IDLE_S
         for grant in self._grants:
-            if not grant.is_idle and not grant.held_ms and grant.received_at < before:
+            if grant.unused_ms and not grant.is_idle and not grant.held_ms and grant.received_at < before:
                 self._streams_ms -= grant.unused_ms
                 self._idle += 1
                 grant.is_idle = True

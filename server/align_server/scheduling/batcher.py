@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 LONG_MS = 30_000  # items above this are not on all lanes at once...
 RESERVE_S = 10.0  # ... for that long after a shorter one came
 WINDOW_S = 2.0  # of computing that one stream may have out
+HOLD_S = 0.03  # that a bulk result may wait for others: a message costs as much as finding many times
 NICENESS = 5  # of the computing threads, so that the event loop and the clients come first
 LATE = "the deadline passed, or would have before the result was there, while the segment waited"
 
@@ -81,10 +82,14 @@ class _Batch:
     interactive: bool
     cost_ms: int
     items: list[tuple[Work, Any]] = field(default_factory=list)  # prepared
-    scored: list[tuple[Work, Any]] = field(default_factory=list)
+    scored: deque[tuple[Work, Any]] = field(default_factory=deque)  # and not yet decoded
+    is_prepared: bool = False
+    is_computed: bool = False
+    is_decoding: bool = False
     taken_at: float = field(default_factory=time.monotonic)
     started_at: float = 0.0
     prepare_s: float = 0.0
+    decode_s: float = 0.0
 
     @property
     def is_long(self) -> bool:
@@ -93,6 +98,9 @@ class _Batch:
 
 class Batcher:
     """Runs one loaded engine over a queue of interactive and one of bulk work, `lanes` batches at a time.
+
+    With `prepares_ahead` the pool for it prepares as many batches again as are computed; else each lane prepares its
+    own: where the same cores do both, a third thread only takes the interpreter's lock from the lanes.
 
     `facts.batch_ms` is the cost of a batch, `facts.rate` the first guess of the rate; both were measured by then.
     All methods are for the event loop; those that begin with `_job` run in worker threads.
@@ -107,8 +115,10 @@ class Batcher:
         guard: MemoryGuard,
         facts: Facts,
         metrics: Metrics,
+        prepares_ahead: bool,
         held_ms: Callable[[], int] = lambda: 0,
     ) -> None:
+        self._prepares_ahead = prepares_ahead
         self.engine = engine
         self.throughput = Throughput(lanes, facts.rate)
         self.share = guard.open(facts)
@@ -205,20 +215,18 @@ class Batcher:
     def pump(self) -> None:
         """Start whatever can start. Called after every change."""
         self._pumping = False
-        while len(self._computing) < self._lanes and (batch := self._next_ready()):
-            self._ahead[batch.interactive] -= 1
+        next_batch = self._next_ready if self._prepares_ahead else self._next_taken
+        while len(self._computing) < self._lanes and (batch := next_batch()):
             self._computing.add(batch)
             batch.started_at = time.monotonic()
             self._lane_pool.submit(self._job, self._job_compute, batch)
+        if not self._prepares_ahead:
+            return
         for interactive in (True, False):
-            queue = self.interactive if interactive else self.bulk
             if interactive and self._is_bulk_due():
                 continue
-            while len(queue) and self._ahead[interactive] < self._lanes and (batch := self._take(queue)):
+            while self._ahead[interactive] < self._lanes and (batch := self._take(interactive=interactive)):
                 self._ahead[interactive] += 1
-                self._in_flight.add(batch)
-                self._quiet.clear()
-                self.guard.take(self.share, batch.cost_ms)
                 self._pools.preprocess.submit(self._job, self._job_prepare, batch)
 
     def _is_bulk_due(self) -> bool:
@@ -227,7 +235,10 @@ class Batcher:
             bool(len(self.bulk)) and not self._ahead[False] and not self._turns.interactive_next(self._facts.batch_ms)
         )
 
-    def _take(self, queue: FairQueue) -> _Batch | None:
+    def _take(self, *, interactive: bool) -> _Batch | None:
+        queue = self.interactive if interactive else self.bulk
+        if not len(queue):
+            return None
         is_quiet = self.guard.is_quiet
         room = self.guard.room_ms(self.share)
         long = sum(batch.is_long for batch in self._in_flight)
@@ -237,7 +248,19 @@ class Batcher:
         works = queue.take(most, longest_ms=longest, room_ms=None if is_quiet else room)
         if not works:
             return None
-        return _Batch(works, queue is self.interactive, padded_ms(works, pads=self.engine.pads))
+        batch = _Batch(works, interactive, padded_ms(works, pads=self.engine.pads))
+        self._in_flight.add(batch)
+        self._quiet.clear()
+        self.guard.take(self.share, batch.cost_ms)
+        return batch
+
+    def _next_taken(self) -> _Batch | None:
+        """The next batch, not yet prepared: its lane does that too."""
+        for interactive in (False, True) if self._is_bulk_due() else (True, False):
+            if batch := self._take(interactive=interactive):
+                self._turns.took(batch.cost_ms, interactive=interactive, bulk_waits=bool(len(self.bulk)))
+                return batch
+        return None
 
     def _next_ready(self) -> _Batch | None:
         interactive, bulk = self._ready[True], self._ready[False]
@@ -247,6 +270,7 @@ class Batcher:
             batch = bulk.popleft()
         else:
             return None
+        self._ahead[batch.interactive] -= 1
         waits = bool(bulk or self._ahead[False] or len(self.bulk))
         self._turns.took(batch.cost_ms, interactive=batch.interactive, bulk_waits=waits)
         return batch
@@ -265,12 +289,17 @@ class Batcher:
             self._loop.call_soon_threadsafe(self._abandoned, batch)
 
     def _job_prepare(self, batch: _Batch) -> None:
+        late: list[Work] = []
+        batch.items = self._prepare(batch, batch.works, late)
+        batch.is_prepared = True
+        self._loop.call_soon_threadsafe(self._prepared, batch, late)
+
+    def _prepare(self, batch: _Batch, works: Sequence[Work], late: list[Work]) -> list[tuple[Work, Any]]:
+        """Some of a batch's work, ready to be computed; what is too late is added to `late`."""
         started = time.monotonic()
-        alone = self.throughput.seconds_alone
         items = []
-        late = []
-        for work in batch.works:
-            if not work.can_be_done_in(alone(work.cost_ms)):
+        for work in works:
+            if not work.can_be_done_in(self.throughput.seconds_alone(work.cost_ms)):
                 late.append(work)
                 continue
             work.taken_at = batch.taken_at
@@ -280,9 +309,8 @@ class Batcher:
                 self._hand_over(work, step)
             else:
                 items.append((work, step))
-        batch.items = items
-        batch.prepare_s = time.monotonic() - started
-        self._loop.call_soon_threadsafe(self._prepared, batch, late)
+        batch.prepare_s += time.monotonic() - started
+        return items
 
     def _prepared(self, batch: _Batch, late: Sequence[Work]) -> None:
         for work in late:
@@ -297,28 +325,56 @@ class Batcher:
     def _abandoned(self, batch: _Batch) -> None:
         if batch in self._computing:
             self._computing.discard(batch)
-        elif not batch.scored:
+        elif self._prepares_ahead and not batch.is_computed:
             self._ahead[batch.interactive] -= 1
         self._finished(batch)
         self.pump()
 
     def _job_compute(self, batch: _Batch) -> None:
-        alone = self.throughput.seconds_alone
-        items, late = batch.items, []
-        batch.items = []
-        for work, item in items:
-            if work.can_be_done_in(alone(work.cost_ms)):
-                batch.items.append((work, item))
-            else:
-                late.append(work)
-        if batch.items:
-            batch.scored = self._compute(batch.items)
-        now = time.monotonic()
-        for work, _ in batch.scored:
-            work.computed_at = now
-        seconds = now - batch.started_at
+        """An engine that does not pad computes one segment after the other: each leaves when it is done, or soon."""
+        together = len(batch.works) if self.engine.pads else 1
+        todo = batch.items or [(work, None) for work in batch.works]
+        done: list[tuple[Work, Any]] = []
+        late: list[Work] = []
+        scored: list[tuple[Work, Any]] = []
+        passed_at = batch.started_at
+        for start in range(0, len(todo), together):
+            items = todo[start : start + together]
+            if not batch.is_prepared:
+                items = self._prepare(batch, [work for work, _ in items], late)
+            wanted = []
+            for work, item in items:
+                on_time = work.can_be_done_in(self.throughput.seconds_alone(work.cost_ms))
+                wanted.append((work, item)) if on_time else late.append(work)
+            if wanted:
+                scored += self._compute(wanted)
+                done += wanted
+            now = time.monotonic()
+            if batch.interactive or now - passed_at > HOLD_S:
+                self._pass_on(batch, scored)
+                scored, passed_at = [], now
+        self._pass_on(batch, scored)
+        batch.items = done
+        seconds = time.monotonic() - batch.started_at
+        with self._lock:
+            batch.is_computed = True
+            is_over = not batch.is_decoding
         self._loop.call_soon_threadsafe(self._computed, batch, late, seconds)
-        self._pools.decode.submit(self._job, self._job_decode, batch)
+        if is_over:
+            self._loop.call_soon_threadsafe(self._decoded, batch)
+
+    def _pass_on(self, batch: _Batch, scored: Sequence[tuple[Work, Any]]) -> None:
+        """Have decoded what is computed. What comes while the batch's decoder is at work, it finds by itself."""
+        if not scored:
+            return
+        now = time.monotonic()
+        for work, _ in scored:
+            work.computed_at = now
+        with self._lock:
+            batch.scored.extend(scored)
+            is_at_work, batch.is_decoding = batch.is_decoding, True
+        if not is_at_work:
+            self._pools.decode.submit(self._job, self._job_decode, batch)
 
     def _compute(self, items: Sequence[tuple[Work, Any]]) -> list[tuple[Work, Any]]:
         """Scores, or results where the engine fails: the batch is halved until the one segment is found."""
@@ -374,7 +430,7 @@ class Batcher:
             waits = (batch.taken_at - work.accepted_at for work in works)
             self._metrics.waited(self.engine.name, waits, interactive=batch.interactive)
             self._metrics.step(self.engine.name, "prepare", batch.prepare_s)
-            self._metrics.step(self.engine.name, "compute", seconds)
+            self._metrics.step(self.engine.name, "compute", seconds - (0 if self._prepares_ahead else batch.prepare_s))
             if log.is_enabled_for(logging.DEBUG):
                 log.debug(
                     "batch",
@@ -390,17 +446,30 @@ class Batcher:
 
     def _job_decode(self, batch: _Batch) -> None:
         started = time.monotonic()
-        for work, item in batch.scored:
+        while True:
+            with self._lock:
+                if not batch.scored:
+                    batch.is_decoding = False
+                    is_over = batch.is_computed
+                    break
+                work, item = batch.scored.popleft()
             result = item if isinstance(item, Result) else self._guarded(self.engine.decode, item, work)
-            self._hand_over(work, result)
-        self._loop.call_soon_threadsafe(self._decoded, batch, time.monotonic() - started)
+            self._done.append((work, result))
+            if batch.interactive:
+                self._wake()
+        self._wake()
+        batch.decode_s += time.monotonic() - started
+        if is_over:
+            self._loop.call_soon_threadsafe(self._decoded, batch)
 
-    def _decoded(self, batch: _Batch, seconds: float) -> None:
-        self._metrics.step(self.engine.name, "decode", seconds)
+    def _decoded(self, batch: _Batch) -> None:
+        self._metrics.step(self.engine.name, "decode", batch.decode_s)
         self._finished(batch)
         self.pump()
 
     def _finished(self, batch: _Batch) -> None:
+        if batch not in self._in_flight:
+            return  # given up before
         self._in_flight.discard(batch)
         self.guard.give_back(self.share, batch.cost_ms)
         self.guard.look(self._held_ms())
@@ -409,10 +478,13 @@ class Batcher:
             self._quiet.set()
 
     def _hand_over(self, work: Work, result: Result) -> None:
-        """From a worker thread: results that are ready together wake the event loop once."""
         self._done.append((work, result))
+        self._wake()
+
+    def _wake(self) -> None:
+        """From a worker thread: have the loop hand over what is done, once for results that are ready together."""
         with self._lock:
-            if self._flushing:
+            if self._flushing or not self._done:
                 return
             self._flushing = True
         self._loop.call_soon_threadsafe(self._flush)

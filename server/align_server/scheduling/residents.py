@@ -96,8 +96,10 @@ class Residents:
         metrics: Metrics,
         on_state: Callable[[str, ModelState], None],
         held_ms: Callable[[], int] = lambda: 0,
+        prepares_ahead: Callable[[Engine], bool] = lambda _: True,
         idle_s: float = 0.0,
     ) -> None:
+        self._prepares_ahead = prepares_ahead
         self._residents = {model.name: _Resident(model) for model in models}
         self.default = models[0].name
         self._make = make
@@ -281,6 +283,7 @@ class Residents:
             guard=guard,
             facts=facts,
             metrics=self._metrics,
+            prepares_ahead=self._prepares_ahead(engine),
             held_ms=self._held_ms,
         )
         self._set(resident, ModelState.SERVING, "")

@@ -69,8 +69,8 @@ class Invalid(Refusal):
 class Work:
     """A segment that waits for its result.
 
-    `interactive` work is that of single calls, which somebody waits for; all other is bulk. `deadline` is on the
-    clock of `time.monotonic`. The future is touched on the event loop alone.
+    `interactive` work is what somebody waits for: single calls, and streams with one short segment out.
+    `deadline` is on the clock of `time.monotonic`. The future is touched on the event loop alone.
     """
 
     segment: Segment
