@@ -131,6 +131,56 @@ class TestPipeline:
         assert engine.batches == []
 
 
+class TestLanesThatPrepare:
+    """As on a CPU, where the same cores do both."""
+
+    async def test_a_segment_is_prepared_and_computed_in_one_thread(self) -> None:
+        engine = CountingEngine()
+        running = batcher(engine, 2, batch_ms=3000, prepares_ahead=False)
+        items = [work("a", str(i)) for i in range(20)]
+        for item in items:
+            running.put(item)
+        results = await asyncio.wait_for(asyncio.gather(*(item.future for item in items)), 10)
+        await running.stop()
+        assert [result.words[0].end_ms for result in results] == [1000] * 20
+        assert engine.threads["prepare"] == engine.threads["compute"]
+        assert not engine.threads["prepare"] & engine.threads["decode"]
+
+    async def test_nothing_is_taken_before_a_lane_is_free(self) -> None:
+        hold = threading.Event()
+        engine = CountingEngine(hold=hold)
+        running = batcher(engine, batch_ms=1000, prepares_ahead=False)
+        bulk = [work("bulk", f"bulk {i}") for i in range(5)]
+        for item in bulk:
+            running.put(item)
+        await until(lambda: engine.prepared)
+        call = work("caller", "call", interactive=True)
+        running.put(call)
+        hold.set()
+        await asyncio.gather(*(item.future for item in (*bulk, call)))
+        await running.stop()
+        assert engine.prepared[:2] == ["bulk 0", "call"]
+
+    @pytest.mark.parametrize("step", ["prepare", "compute", "decode"])
+    async def test_an_item_that_breaks_a_step_fails_alone(self, step: str) -> None:
+        running = batcher(CountingEngine(poison={"bad": step}), prepares_ahead=False)
+        items = [work("a", name) for name in ("good", "bad", "fine")]
+        for item in items:
+            running.put(item)
+        results = await asyncio.wait_for(asyncio.gather(*(item.future for item in items)), 10)
+        await asyncio.wait_for(running.stop(), 5)
+        reasons = [result.words[0].reason for result in results]
+        assert reasons == [None, MissingReason.ENGINE_FAILED, None]
+
+    async def test_a_fault_of_ours_costs_nobody_a_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        running = batcher(CountingEngine(), prepares_ahead=False)
+        monkeypatch.setattr(running, "_prepare", lambda *_: 1 / 0)
+        item = work()
+        running.put(item)
+        assert (await asyncio.wait_for(item.future, 5)).words[0].reason is MissingReason.ENGINE_FAILED
+        await asyncio.wait_for(running.stop(), 5)
+
+
 class TestPriority:
     async def test_interactive_work_goes_ahead_of_all_bulk_work_that_waits(self) -> None:
         hold = threading.Event()

@@ -239,7 +239,8 @@ class MemoryGuard:
         self._looked_at = now
         active = [share for share in self._shares if share.most_ms]
         if len(active) == 1:  # what several models took together cannot be told apart
-            self._learn(active[0], self.memory.peak() - self.idle_bytes - held_ms * BYTES_PER_QUEUED_MS)
+            queued = held_ms * BYTES_PER_QUEUED_MS if self._queue_share else 0  # a GPU holds none of it
+            self._learn(active[0], self.memory.peak() - self.idle_bytes - queued)
         for share in self._shares:
             share.most_ms = share.running_ms
         self.memory.reset_peak()
