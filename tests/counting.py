@@ -13,9 +13,10 @@ import numpy as np
 
 from align_server.engines.engine import Engine, Progress, Result, Segment, Word, WordTiming
 from align_server.metrics import Metrics
-from align_server.scheduling.batcher import Batcher, Pools
+from align_server.scheduling.batcher import Batcher
 from align_server.scheduling.learnt import Facts
 from align_server.scheduling.memory import MemoryGuard
+from align_server.scheduling.pools import Pools
 from align_server.scheduling.work import Work
 
 if TYPE_CHECKING:

@@ -27,9 +27,9 @@ from align_server.engines.engine import EngineLoadError
 from align_server.lock import AddressLock, LockedError, UnsafeFolderError, private_folder
 from align_server.metrics import Metrics
 from align_server.scheduling.admission import Admission
-from align_server.scheduling.batcher import Pools
 from align_server.scheduling.learnt import Learnt
 from align_server.scheduling.memory import MemoryGuard, ProcessMemory
+from align_server.scheduling.pools import Pools
 from align_server.scheduling.residents import ModelState, Residents
 from align_server.service import MAX_MESSAGE_BYTES, AlignService
 from align_server.stream import Edge

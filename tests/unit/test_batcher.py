@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from align_server.engines.engine import MissingReason, Result
-from align_server.scheduling.batcher import is_out_of_memory
-from align_server.scheduling.memory import MemoryGuard
+from align_server.scheduling.memory import MemoryGuard, is_out_of_memory
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Unavailable, Work
 from counting import GB, CountingEngine, FixedMemory, batcher, work
 

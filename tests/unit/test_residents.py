@@ -12,9 +12,9 @@ from align_server.engines.engine import EngineLoadError
 from align_server.engines.registry import ModelDescription
 from align_server.metrics import Metrics
 from align_server.scheduling import residents as module
-from align_server.scheduling.batcher import Pools
 from align_server.scheduling.learnt import Learnt
 from align_server.scheduling.memory import MemoryGuard
+from align_server.scheduling.pools import Pools
 from align_server.scheduling.residents import ModelState, Residents
 from align_server.scheduling.work import ModelUnavailable, UnknownModel
 from counting import CountingEngine, FixedMemory, work

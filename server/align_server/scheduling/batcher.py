@@ -7,21 +7,19 @@ compute, as many batches again are prepared. What fails costs the one segment th
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-import os
-import sys
 import threading
 import time
 import uuid
 from collections import deque
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from align_server.engines.engine import MissingReason, Result
+from align_server.scheduling.memory import is_out_of_memory
+from align_server.scheduling.pools import worker_pool
 from align_server.scheduling.queue import FairQueue, Turns, padded_ms
 from align_server.scheduling.throughput import Throughput
 from align_server.scheduling.work import DeadlineTooSoon, Unavailable
@@ -33,45 +31,16 @@ if TYPE_CHECKING:
     from align_server.metrics import Metrics
     from align_server.scheduling.learnt import Facts
     from align_server.scheduling.memory import MemoryGuard
+    from align_server.scheduling.pools import Pools
     from align_server.scheduling.work import Work
 
 LONG_MS = 30_000  # items above this are not on all lanes at once...
 RESERVE_S = 10.0  # ... for that long after a shorter one came
 WINDOW_S = 2.0  # of computing that one stream may have out
 HOLD_S = 0.03  # that a bulk result may wait for others: a message costs as much as finding many times
-NICENESS = 5  # of the computing threads, so that the event loop and the clients come first
 LATE = "the deadline passed, or would have before the result was there, while the segment waited"
 
 log = structlog.get_logger()
-
-
-def worker_pool(size: int, name: str) -> ThreadPoolExecutor:
-    """Threads that compute, at a lower priority than the one that talks to clients."""
-    return ThreadPoolExecutor(size, thread_name_prefix=f"align-{name}", initializer=_be_nice)
-
-
-def _be_nice() -> None:
-    if sys.platform == "linux":  # elsewhere it would be the whole process
-        with contextlib.suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
-
-
-@dataclass(frozen=True, slots=True)
-class Pools:
-    """The threads that all models share: those that prepare and those that decode."""
-
-    preprocess: ThreadPoolExecutor
-    decode: ThreadPoolExecutor
-
-    @classmethod
-    def of(cls, preprocess: int, decode: int) -> Pools:
-        """Pools of these sizes."""
-        return cls(worker_pool(preprocess, "preprocess"), worker_pool(decode, "decode"))
-
-    def shutdown(self) -> None:
-        """Wait for what runs, and end the threads."""
-        self.preprocess.shutdown()
-        self.decode.shutdown()
 
 
 @dataclass(slots=True, eq=False)
@@ -499,14 +468,3 @@ class Batcher:
                 self._metrics.answered(self.engine.name, work.segment.duration_ms, interactive=work.interactive)
             else:
                 self._metrics.in_vain(self.engine.name)
-
-
-def is_out_of_memory(error: BaseException | None) -> bool:
-    """Whether an engine ran out of memory, by the ways in which Python, numpy and torch say so."""
-    return isinstance(error, MemoryError) or (
-        isinstance(error, RuntimeError)
-        and ("OutOfMemory" in type(error).__name__ or any(words in str(error) for words in OUT_OF_MEMORY))
-    )
-
-
-OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")

@@ -36,6 +36,7 @@ OBSERVE_S = 1.0  # between two looks at the peak
 RECOVERY = 1.1  # how fast a limit learnt from running out grows again
 RECOVERY_BATCHES = 50  # that went well before it grows
 MB = 2**20
+OUT_OF_MEMORY = ("can't allocate memory", "out of memory", "Cannot allocate memory")
 
 CGROUP = Path("/proc/self/cgroup")
 CGROUP_ROOTS = {  # by controller, "" being all of version 2: where its groups are, and the file with the limit
@@ -252,3 +253,11 @@ class MemoryGuard:
         seen = max(grown, 0.0) / share.most_ms
         known = share.facts.bytes_per_ms
         share.facts.bytes_per_ms = seen if seen > known else known + FORGET * (seen - known)
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an engine ran out of memory, by the ways in which Python, numpy and torch say so."""
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError)
+        and ("OutOfMemory" in type(error).__name__ or any(words in str(error) for words in OUT_OF_MEMORY))
+    )

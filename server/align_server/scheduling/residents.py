@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Engine
     from align_server.engines.registry import ModelDescription
     from align_server.metrics import Metrics
-    from align_server.scheduling.batcher import Pools
     from align_server.scheduling.learnt import Learnt
     from align_server.scheduling.memory import MemoryGuard
+    from align_server.scheduling.pools import Pools
 
 RETRY_S = 30.0  # before a model that failed to load is tried again for a request
 LOAD_FACTOR = 1.5  # memory of a model that was never loaded here, for each byte of it on disk
