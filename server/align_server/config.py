@@ -39,8 +39,8 @@ class Config:
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     device: str = "auto"
     lanes: int = 0  # batches computed at once; 0 means one per core on a CPU, one on a GPU
-    preprocess_workers: int = 0  # threads that get segments ready; 0 means the measured best
-    decode_workers: int = 0  # threads that find the times; 0 means the measured best
+    preprocess_workers: int = 0  # threads that get segments ready; 0 means none on a CPU, half the cores for a GPU
+    decode_workers: int = 0  # threads that find the times; 0 means half the cores
     max_queued_ms: int = 20 * 60_000
     memory_limit_mb: int = 0  # for the whole process; 0 means a share of what the machine or its container has
     idle_unload_s: float = 0.0  # without use, after which a model is unloaded; 0 means never

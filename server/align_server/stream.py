@@ -50,11 +50,11 @@ class Edge:
         """The segment of a message whose audio is `pcm`. Raises Invalid."""
         return wire.segment(message, pcm, max_segment_s=batcher.engine.max_segment_s, max_words=self.max_words)
 
-    def report(self, work: Work, model: str, context: Any, outcome: str = "") -> None:
+    def report(self, work: Work, model: str, context: Any) -> None:
         """One line in the log and one span for a segment that is over."""
         if not (self.tracer.is_on or log.is_enabled_for(logging.DEBUG)):
             return
-        outcome = outcome or _outcome(work)
+        outcome = _outcome(work)
         waited = work.taken_at - work.accepted_at if work.taken_at else 0.0
         log.debug(
             "segment",

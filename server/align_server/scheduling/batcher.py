@@ -1,7 +1,7 @@
 """From the queue to the engine and back: prepare, compute, decode, each in threads of its own.
 
-The event loop takes batches out, hands them from step to step and results over, and computes nothing. While the lanes
-compute, as many batches again are prepared. What fails costs the one segment that made it fail, never its neighbours.
+The event loop takes batches out, hands them from step to step and results over, and computes nothing. What fails costs
+the one segment that made it fail, never its neighbours.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class Batcher:
     own: where the same cores do both, a third thread only takes the interpreter's lock from the lanes.
 
     `facts.batch_ms` is the cost of a batch, `facts.rate` the first guess of the rate; both were measured by then.
-    All methods are for the event loop; those that begin with `_job` run in worker threads.
+    Public methods are for the event loop. Those that begin with `_job`, and what they call, run in worker threads.
     """
 
     def __init__(  # noqa: PLR0913  what it is wired to, by name
