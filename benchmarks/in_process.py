@@ -29,8 +29,7 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Engine
 
 SHARE = 0.95  # of the engine's own throughput
-TURN_S = 8.0
-SLOW_TURN_S = 12.0  # of a model that computes few segments a second: the last ones must not count for much
+TURN_S = 20.0  # so that the first and the last segments do not count for much
 SEGMENT_S = 15.0  # at most
 SIZES = (1, 4, 16, 64)  # of batches in the process; the fastest is taken
 TRIAL_S = 1.5  # of audio computed with each size, at least
@@ -59,7 +58,7 @@ def measure(scale: Scale) -> Iterator[Row]:
     yield from compare(f"{name}, segments as align-client sends them", name, grouped(SEGMENT_S, said), scale)
     yield from compare(f"{name}, single utterances", name, said, scale)
     with checkpoint() as model:
-        yield from compare(f"{RANDOM}, single utterances", model, said, scale, SLOW_TURN_S)
+        yield from compare(f"{RANDOM}, single utterances", model, said, scale)
 
 
 @contextlib.contextmanager
@@ -76,12 +75,12 @@ def checkpoint() -> Iterator[str]:
         yield f"{registry.CTC}{checkpoints.write_checkpoint(Path(folder), **checkpoints.BASE)}"
 
 
-def compare(name: str, model: str, said: Sequence[Utterance], scale: Scale, turn_s: float = TURN_S) -> list[Row]:
+def compare(name: str, model: str, said: Sequence[Utterance], scale: Scale) -> list[Row]:
     """The rows of one model and one kind of segment."""
     lanes = processes.cores()
     with processes.Crew(make_trial, [(model, said, lanes)]) as trial:
         rate, size = trial.turn().answers[0]
-    portion, times = _enough(said, rate * scale.of(turn_s / 2, turn_s))
+    portion, times = _enough(said, rate * scale.of(TURN_S / 2, TURN_S))
     audio_s = times * seconds_of(portion)
     sent = [(portion[number::CLIENTS], times, model) for number in range(CLIENTS)]
     ours: list[Side] = []

@@ -133,7 +133,7 @@ def batcher(
     batch_ms: int = 60_000,
     guard: MemoryGuard | None = None,
     rate: float = 1000.0,
-    prepares_ahead: bool = True,
+    pipelined: bool = True,
 ) -> Batcher:
     """A batcher with pools of its own; call `close` in the end."""
     return Batcher(
@@ -143,5 +143,5 @@ def batcher(
         guard=guard or MemoryGuard(4 * GB, FixedMemory()),
         facts=Facts(batch_ms=batch_ms, rate=rate, bytes_per_ms=100.0),
         metrics=Metrics(),
-        prepares_ahead=prepares_ahead,
+        pipelined=pipelined,
     )

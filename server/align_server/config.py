@@ -39,8 +39,10 @@ class Config:
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     device: str = "auto"
     lanes: int = 0  # batches computed at once; 0 means one per core on a CPU, one on a GPU
-    preprocess_workers: int = 0  # threads that get segments ready; 0 means none on a CPU, half the cores for a GPU
-    decode_workers: int = 0  # threads that find the times; 0 means half the cores
+    preprocess_workers: int = (
+        0  # threads that get segments ready; 0 means half the cores; on a CPU none, where neither is set
+    )
+    decode_workers: int = 0  # threads that find the times; the same
     max_queued_ms: int = 20 * 60_000
     memory_limit_mb: int = 0  # for the whole process; 0 means a share of what the machine or its container has
     idle_unload_s: float = 0.0  # without use, after which a model is unloaded; 0 means never
@@ -111,9 +113,9 @@ class Config:
         """How many batches are computed at once on a device."""
         return self.lanes or (cores() if device == "cpu" else 1)
 
-    def prepares_ahead(self, device: str) -> bool:
-        """Whether segments are got ready by threads of their own, or by the lane that computes them."""
-        return self.preprocess_workers > 0 or device != "cpu"
+    def pipelined(self, device: str) -> bool:
+        """Whether threads of their own get segments ready and find the times, or the lanes that compute do it all."""
+        return bool(self.preprocess_workers or self.decode_workers) or device != "cpu"
 
     def preprocess_count(self) -> int:
         """How many threads get segments ready."""

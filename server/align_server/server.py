@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 SERVICE = align_pb2.DESCRIPTOR.services_by_name["AlignService"].full_name
 DRAIN_POLL_S = 0.02
 SWITCH_S = 0.001  # for which a thread that computes in Python may keep the event loop from the interpreter's lock
+KEPT_BYTES = 31 * 2**20  # blocks of that size are used again instead of mapped and faulted in anew: glibc's most is 32
 HOUSEKEEPING_S = 1.0
 GPU_SHARE = 0.9  # of a GPU's memory, for models and batches
 SCRAPE_S = 5.0  # for the event loop to answer who reads the metrics
@@ -82,7 +83,7 @@ class Server:
             pools=self._pools,
             metrics=self._metrics,
             on_state=self._publish,
-            prepares_ahead=lambda engine: config.prepares_ahead(engine.device),
+            pipelined=lambda engine: config.pipelined(engine.device),
             held_ms=lambda: self._admission.held_ms,
             idle_s=config.idle_unload_s,
         )
@@ -94,6 +95,7 @@ class Server:
     def run(self) -> None:
         """Serve until a signal. Raises StartError; ends with the signal's own exit status."""
         sys.setswitchinterval(SWITCH_S)
+        bytes(KEPT_BYTES)  # glibc keeps freed blocks up to the size of the largest that was mapped: none is touched
         try:
             import uvloop  # noqa: PLC0415  not there on Windows
         except ImportError:

@@ -17,7 +17,7 @@ from align_server.scheduling.queue import QUANTUM_MS
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Sequence
 
     from grpc.aio import ServicerContext
 
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     StreamContext = ServicerContext[pb.AlignStreamRequest, pb.AlignStreamResponse]
 
 MAX_ANSWERS = 256  # in one message, which is then far below what a client takes
+LUMP_MS = 60_000  # of audio answered, after which answers leave, or...
+HOLD_S = 1.0  # ... after so long, where as much audio of the same stream still waits to be computed
 
 log = structlog.get_logger()
 
@@ -86,7 +88,9 @@ class Stream:
         self._unanswered: set[Work] = set()
         self._outbox: deque[tuple[pb.SegmentResult | pb.SegmentRefusal, int]] = deque()  # with the audio's length in ms
         self._granted_ms = 0  # to be told; 0 where it was
+        self._outbox_ms = 0
         self._changed = asyncio.Event()
+        self._held: asyncio.TimerHandle | None = None
         self._failure: Refusal | None = None
 
     async def run(self, requests: AsyncIterator[pb.AlignStreamRequest]) -> None:
@@ -97,13 +101,13 @@ class Stream:
         try:
             while True:
                 self._changed.clear()
+                self._release()
                 while self._outbox or self._granted_ms:
-                    response, answered_ms = self._next_response()
-                    await self._context.write(response)
-                    # Only an answer that has left is granted anew: a client that does not read its
-                    # results is bounded by its window.
-                    if answered_ms:
-                        self._admission.answer(grant, answered_ms)
+                    # What answers free is granted with them. Only what leaves does: a client that does not
+                    # read its results is bounded by its window.
+                    answers = [self._outbox.popleft() for _ in range(min(len(self._outbox), MAX_ANSWERS))]
+                    self._answered(grant, sum(ms for _, ms in answers))
+                    await self._context.write(self._response([answer for answer, _ in answers]))
                 if reader.done():
                     reader.result()
                 if self._failure:
@@ -114,6 +118,7 @@ class Stream:
             if not reader.done():
                 raise Unavailable("the server is draining; what was sent is answered")
         finally:
+            self._release()
             reader.cancel()
             gone, self._unanswered = self._unanswered, set()  # closing gives back what they hold, answers must not
             for work in gone:
@@ -124,6 +129,22 @@ class Stream:
     def wake(self) -> None:
         """Something changed that the writer has to look at."""
         self._changed.set()
+
+    def _tell(self) -> None:
+        """Let the writer look, at once or, where the client is short of nothing, when there is more to send.
+
+        A message costs both sides as much as a tenth of a second of audio takes to compute.
+        """
+        grant = self._grant
+        if grant is None or grant.held_ms < LUMP_MS or self._outbox_ms >= LUMP_MS:
+            self.wake()
+        elif self._held is None:
+            self._held = asyncio.get_running_loop().call_later(HOLD_S, self.wake)
+
+    def _release(self) -> None:
+        if self._held is not None:
+            self._held.cancel()
+            self._held = None
 
     def load(self) -> pb.ClientLoad:
         """What the stream has out."""
@@ -136,25 +157,28 @@ class Stream:
             audio_done_ms=grant.answered_ms if grant else 0,
         )
 
-    def _next_response(self) -> tuple[pb.AlignStreamResponse, int]:
-        """All that there is to say, up to MAX_ANSWERS, and the length of the audio that it answers."""
+    def _answered(self, grant: Grant, ms: int) -> None:
+        self._outbox_ms -= ms
+        if ms:
+            self._admission.answer(grant, ms)
+
+    def _response(self, answers: Sequence[pb.SegmentResult | pb.SegmentRefusal]) -> pb.AlignStreamResponse:
         granted_ms, self._granted_ms = self._granted_ms, 0
-        answers = [self._outbox.popleft() for _ in range(min(len(self._outbox), MAX_ANSWERS))]
-        response = pb.AlignStreamResponse(
+        return pb.AlignStreamResponse(
             granted_ms=granted_ms,
-            results=[answer for answer, _ in answers if isinstance(answer, pb.SegmentResult)],
-            refusals=[answer for answer, _ in answers if isinstance(answer, pb.SegmentRefusal)],
+            results=[answer for answer in answers if isinstance(answer, pb.SegmentResult)],
+            refusals=[answer for answer in answers if isinstance(answer, pb.SegmentRefusal)],
         )
-        return response, sum(ms for _, ms in answers)
 
     def _credit(self, total_ms: int) -> None:
         if not self._edge.draining:
             self._granted_ms = total_ms
-            self.wake()
+            self._tell()
 
     def _send(self, answer: pb.SegmentResult | pb.SegmentRefusal, sent_ms: int) -> None:
         self._outbox.append((answer, sent_ms))
-        self.wake()
+        self._outbox_ms += sent_ms
+        self._tell()
 
     async def _read(self, requests: AsyncIterator[pb.AlignStreamRequest], grant: Grant) -> None:
         async for request in requests:

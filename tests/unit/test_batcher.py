@@ -11,6 +11,7 @@ import pytest
 
 from align_server.engines.engine import MissingReason, Result
 from align_server.scheduling.memory import MemoryGuard, is_out_of_memory
+from align_server.scheduling.steps import Steps
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Unavailable, Work
 from counting import GB, CountingEngine, FixedMemory, batcher, work
 
@@ -130,25 +131,24 @@ class TestPipeline:
         assert engine.batches == []
 
 
-class TestLanesThatPrepare:
-    """As on a CPU, where the same cores do both."""
+class TestLanesThatDoAll:
+    """As on a CPU, where the same cores do everything."""
 
-    async def test_a_segment_is_prepared_and_computed_in_one_thread(self) -> None:
+    async def test_a_segment_stays_in_one_thread(self) -> None:
         engine = CountingEngine()
-        running = batcher(engine, 2, batch_ms=3000, prepares_ahead=False)
+        running = batcher(engine, 2, batch_ms=3000, pipelined=False)
         items = [work("a", str(i)) for i in range(20)]
         for item in items:
             running.put(item)
         results = await asyncio.wait_for(asyncio.gather(*(item.future for item in items)), 10)
         await running.stop()
         assert [result.words[0].end_ms for result in results] == [1000] * 20
-        assert engine.threads["prepare"] == engine.threads["compute"]
-        assert not engine.threads["prepare"] & engine.threads["decode"]
+        assert engine.threads["prepare"] == engine.threads["compute"] == engine.threads["decode"]
 
     async def test_nothing_is_taken_before_a_lane_is_free(self) -> None:
         hold = threading.Event()
         engine = CountingEngine(hold=hold)
-        running = batcher(engine, batch_ms=1000, prepares_ahead=False)
+        running = batcher(engine, batch_ms=1000, pipelined=False)
         bulk = [work("bulk", f"bulk {i}") for i in range(5)]
         for item in bulk:
             running.put(item)
@@ -162,7 +162,7 @@ class TestLanesThatPrepare:
 
     @pytest.mark.parametrize("step", ["prepare", "compute", "decode"])
     async def test_an_item_that_breaks_a_step_fails_alone(self, step: str) -> None:
-        running = batcher(CountingEngine(poison={"bad": step}), prepares_ahead=False)
+        running = batcher(CountingEngine(poison={"bad": step}), pipelined=False)
         items = [work("a", name) for name in ("good", "bad", "fine")]
         for item in items:
             running.put(item)
@@ -172,7 +172,7 @@ class TestLanesThatPrepare:
         assert reasons == [None, MissingReason.ENGINE_FAILED, None]
 
     async def test_a_fault_of_ours_costs_nobody_a_hang(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        running = batcher(CountingEngine(), prepares_ahead=False)
+        running = batcher(CountingEngine(), pipelined=False)
         monkeypatch.setattr(running, "_prepare", lambda *_: 1 / 0)
         item = work()
         running.put(item)
@@ -249,7 +249,7 @@ class TestFailures:
     ) -> None:
         engine = CountingEngine()
         running = batcher(engine)
-        monkeypatch.setattr(running, "_compute", lambda _items: 1 / 0)
+        monkeypatch.setattr(Steps, "compute", lambda *_: 1 / 0)
         first = work()
         running.put(first)
         assert (await first.future).words[0].reason is MissingReason.ENGINE_FAILED

@@ -38,9 +38,9 @@ class TestConfig:
             config.load(path)
 
     def test_a_model_on_the_cpu_is_prepared_for_by_its_lanes_unless_workers_are_asked_for(self) -> None:
-        assert not config.Config().prepares_ahead("cpu")
-        assert config.Config().prepares_ahead("cuda")
-        assert config.Config(preprocess_workers=2).prepares_ahead("cpu")
+        assert not config.Config().pipelined("cpu")
+        assert config.Config().pipelined("cuda")
+        assert config.Config(preprocess_workers=2).pipelined("cpu")
 
     def test_a_file_that_is_not_there_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(config.ConfigError, match=r"none\.toml"):

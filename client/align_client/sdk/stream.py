@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     Metadata = tuple[tuple[str, str], ...]
 
 MAX_HELD_MS = 180_000  # audio that waits here, sent or not: the server's widest window, about 6 MB
-MESSAGE_MS = 16_000  # audio that is sent in one message where there is more than one segment
+MESSAGE_MS = 60_000  # audio that is sent in one message where there is more than one segment
 MAX_LOSSES = 5  # streams in a row that broke with a segment unanswered before it is given up
 
 
@@ -77,6 +77,7 @@ class AlignStream:
         self._outbox: deque[_Pending] = deque()
         self._unanswered: dict[str, _Pending] = {}
         self._held_ms = 0
+        self._unanswered_ms = 0
         self._granted_ms = 0
         self._sent_ms = 0
         self._waiters: list[asyncio.Future[None]] = []
@@ -131,6 +132,10 @@ class AlignStream:
         """Whether no answer is on its way that would bring credit."""
         return not self._unanswered
 
+    def _is_worth_a_message(self) -> bool:
+        """Whether to send what there is, or to wait for more, as the server has enough to do meanwhile."""
+        return self._closing or self._unanswered_ms <= MAX_HELD_MS - MESSAGE_MS
+
     def _can_go_on(self, known_ms: int, *, has_asked: bool) -> bool:
         return self._granted_ms > known_ms or (self._is_starved() and not has_asked)
 
@@ -164,6 +169,7 @@ class AlignStream:
                 times = f"{MAX_LOSSES} times while this was being aligned"
                 pending.fail(ServerUnavailable(f"the connection was lost {times}: {error}"))
         self._unanswered.clear()
+        self._unanswered_ms = 0
         return error
 
     async def _one_stream(self, backoff: Backoff) -> None:
@@ -189,7 +195,10 @@ class AlignStream:
 
     def _answer(self, segment_id: str, timings: Callable[[Sequence[Word]], tuple[WordTiming, ...]]) -> None:
         pending = self._unanswered.pop(segment_id, None)
-        if pending is not None and not pending.future.done():
+        if pending is None:
+            return
+        self._unanswered_ms -= pending.cost_ms
+        if not pending.future.done():
             pending.future.set_result(timings(pending.words))
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:
@@ -213,9 +222,11 @@ class AlignStream:
                     await call.write(pb.AlignStreamRequest(demand_ms=head.cost_ms))
                 await self._wait_for(partial(self._can_go_on, granted_ms, has_asked=asked_for is head))
                 continue
-            await call.write(self._next_request())
+            await self._wait_for(self._is_worth_a_message)
+            if request := self._next_request():
+                await call.write(request)
 
-    def _next_request(self) -> pb.AlignStreamRequest:
+    def _next_request(self) -> pb.AlignStreamRequest | None:
         """The next segments that the credit allows: one, or several that are short."""
         request = pb.AlignStreamRequest()
         together_ms = 0
@@ -230,6 +241,7 @@ class AlignStream:
                 continue  # nobody waits for it any more
             self._sent_ms += head.cost_ms
             self._unanswered[head.id] = head
+            self._unanswered_ms += head.cost_ms
             wire.fill(request.segments.add(), head.id, head.pcm, head.words)
             together_ms += head.cost_ms
-        return request
+        return request if together_ms else None

@@ -10,7 +10,6 @@ import asyncio
 import logging
 import threading
 import time
-import uuid
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,14 +17,14 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 from align_server.engines.engine import MissingReason, Result
-from align_server.scheduling.memory import is_out_of_memory
 from align_server.scheduling.pools import worker_pool
 from align_server.scheduling.queue import FairQueue, Turns, padded_ms
+from align_server.scheduling.steps import Steps
 from align_server.scheduling.throughput import Throughput
 from align_server.scheduling.work import DeadlineTooSoon, Unavailable
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from align_server.engines.engine import Engine
     from align_server.metrics import Metrics
@@ -51,8 +50,8 @@ class _Batch:
     interactive: bool
     cost_ms: int
     items: list[tuple[Work, Any]] = field(default_factory=list)  # prepared
+    done: list[Work] = field(default_factory=list)  # computed
     scored: deque[tuple[Work, Any]] = field(default_factory=deque)  # and not yet decoded
-    is_prepared: bool = False
     is_computed: bool = False
     is_decoding: bool = False
     taken_at: float = field(default_factory=time.monotonic)
@@ -68,8 +67,8 @@ class _Batch:
 class Batcher:
     """Runs one loaded engine over a queue of interactive and one of bulk work, `lanes` batches at a time.
 
-    With `prepares_ahead` the pool for it prepares as many batches again as are computed; else each lane prepares its
-    own: where the same cores do both, a third thread only takes the interpreter's lock from the lanes.
+    With `pipelined` the pools prepare as many batches again as are computed, and decode. Else each lane does all of it
+    for its own batch: where the same cores do everything, more threads only take the interpreter's lock from it.
 
     `facts.batch_ms` is the cost of a batch, `facts.rate` the first guess of the rate; both were measured by then.
     Public methods are for the event loop. Those that begin with `_job`, and what they call, run in worker threads.
@@ -84,10 +83,10 @@ class Batcher:
         guard: MemoryGuard,
         facts: Facts,
         metrics: Metrics,
-        prepares_ahead: bool,
+        pipelined: bool,
         held_ms: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._prepares_ahead = prepares_ahead
+        self._pipelined = pipelined
         self.engine = engine
         self.throughput = Throughput(lanes, facts.rate)
         self.share = guard.open(facts)
@@ -100,6 +99,13 @@ class Batcher:
         self._held_ms = held_ms
         self._pools = pools
         self._lane_pool = worker_pool(lanes, engine.name)
+        self._steps = Steps(
+            engine,
+            metrics,
+            guard.memory,
+            ran_out=lambda cost_ms: self._loop.call_soon_threadsafe(self._ran_out, cost_ms),
+            patience_s=lambda: self.throughput.seconds_alone(facts.batch_ms),
+        )
         self._turns = Turns()
         self._ready: dict[bool, deque[_Batch]] = {True: deque(), False: deque()}
         self._ahead = {True: 0, False: 0}  # batches taken and not yet computing
@@ -184,12 +190,14 @@ class Batcher:
     def pump(self) -> None:
         """Start whatever can start. Called after every change."""
         self._pumping = False
-        next_batch = self._next_ready if self._prepares_ahead else self._next_taken
+        next_batch, step = (
+            (self._next_ready, self._job_compute) if self._pipelined else (self._next_taken, self._job_alone)
+        )
         while len(self._computing) < self._lanes and (batch := next_batch()):
             self._computing.add(batch)
             batch.started_at = time.monotonic()
-            self._lane_pool.submit(self._job, self._job_compute, batch)
-        if not self._prepares_ahead:
+            self._lane_pool.submit(self._job, step, batch)
+        if not self._pipelined:
             return
         for interactive in (True, False):
             if interactive and self._is_bulk_due():
@@ -260,26 +268,30 @@ class Batcher:
     def _job_prepare(self, batch: _Batch) -> None:
         late: list[Work] = []
         batch.items = self._prepare(batch, batch.works, late)
-        batch.is_prepared = True
         self._loop.call_soon_threadsafe(self._prepared, batch, late)
 
     def _prepare(self, batch: _Batch, works: Sequence[Work], late: list[Work]) -> list[tuple[Work, Any]]:
         """Some of a batch's work, ready to be computed; what is too late is added to `late`."""
         started = time.monotonic()
         items = []
-        for work in works:
-            if not work.can_be_done_in(self.throughput.seconds_alone(work.cost_ms)):
-                late.append(work)
-                continue
+        for work in self._on_time(works, late):
             work.taken_at = batch.taken_at
-            step = self._guarded(self.engine.prepare, work.segment, work)
+            item = self._steps.prepare(work)
             work.prepared_at = time.monotonic()
-            if isinstance(step, Result):
-                self._hand_over(work, step)
+            if isinstance(item, Result):
+                self._hand_over(work, item)
             else:
-                items.append((work, step))
+                items.append((work, item))
         batch.prepare_s += time.monotonic() - started
         return items
+
+    def _on_time(self, works: Sequence[Work], late: list[Work]) -> list[Work]:
+        """The work that can still be done in time; what cannot is added to `late`."""
+        wanted: list[Work] = []
+        for work in works:
+            on_time = work.can_be_done_in(self.throughput.seconds_alone(work.cost_ms))
+            (wanted if on_time else late).append(work)
+        return wanted
 
     def _prepared(self, batch: _Batch, late: Sequence[Work]) -> None:
         for work in late:
@@ -294,36 +306,54 @@ class Batcher:
     def _abandoned(self, batch: _Batch) -> None:
         if batch in self._computing:
             self._computing.discard(batch)
-        elif self._prepares_ahead and not batch.is_computed:
+        elif self._pipelined and not batch.is_computed:
             self._ahead[batch.interactive] -= 1
         self._finished(batch)
         self.pump()
 
+    def _groups(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
+        """What is computed together: everything, or one after the other where nothing is padded."""
+        together = len(items) if self.engine.pads else 1
+        return (items[start : start + together] for start in range(0, len(items), together))
+
+    def _job_alone(self, batch: _Batch) -> None:
+        """All three steps in the lane's own thread. Each result leaves when it is there, or soon."""
+        late: list[Work] = []
+        passed_at = batch.started_at
+        for works in self._groups(batch.works):
+            scored = self._steps.compute(self._prepare(batch, works, late))
+            now = time.monotonic()
+            for work, item in scored:
+                work.computed_at = now
+                self._done.append((work, self._steps.decode(work, item)))
+                batch.done.append(work)
+            batch.decode_s += time.monotonic() - now
+            if batch.interactive or now - passed_at > HOLD_S:
+                self._wake()
+                passed_at = now
+        seconds = time.monotonic() - batch.started_at
+        self._loop.call_soon_threadsafe(self._over, batch, late, seconds)
+
+    def _over(self, batch: _Batch, late: Sequence[Work], seconds: float) -> None:
+        self._flush()
+        self._computed(batch, late, seconds)
+        self._decoded(batch)
+
     def _job_compute(self, batch: _Batch) -> None:
-        """An engine that does not pad computes one segment after the other: each leaves when it is done, or soon."""
-        together = len(batch.works) if self.engine.pads else 1
-        todo = batch.items or [(work, None) for work in batch.works]
-        done: list[tuple[Work, Any]] = []
+        """The second step of what was prepared ahead; another thread decodes meanwhile."""
         late: list[Work] = []
         scored: list[tuple[Work, Any]] = []
         passed_at = batch.started_at
-        for start in range(0, len(todo), together):
-            items = todo[start : start + together]
-            if not batch.is_prepared:
-                items = self._prepare(batch, [work for work, _ in items], late)
-            wanted = []
-            for work, item in items:
-                on_time = work.can_be_done_in(self.throughput.seconds_alone(work.cost_ms))
-                wanted.append((work, item)) if on_time else late.append(work)
-            if wanted:
-                scored += self._compute(wanted)
-                done += wanted
+        prepared = dict(batch.items)
+        for works in self._groups(list(prepared)):
+            wanted = self._on_time(works, late)
+            scored += self._steps.compute([(work, prepared[work]) for work in wanted])
+            batch.done += wanted
             now = time.monotonic()
             if batch.interactive or now - passed_at > HOLD_S:
                 self._pass_on(batch, scored)
                 scored, passed_at = [], now
         self._pass_on(batch, scored)
-        batch.items = done
         seconds = time.monotonic() - batch.started_at
         with self._lock:
             batch.is_computed = True
@@ -345,43 +375,6 @@ class Batcher:
         if not is_at_work:
             self._pools.decode.submit(self._job, self._job_decode, batch)
 
-    def _compute(self, items: Sequence[tuple[Work, Any]]) -> list[tuple[Work, Any]]:
-        """Scores, or results where the engine fails: the batch is halved until the one segment is found."""
-        try:
-            scored = self.engine.compute([item for _, item in items])
-            return list(zip((work for work, _ in items), scored, strict=True))
-        except Exception as caught:  # noqa: BLE001  whatever an engine raises, its neighbours must get their times
-            error = caught
-        ran_out = is_out_of_memory(error)
-        if ran_out:
-            error = error.with_traceback(None)  # its frames hold what had been allocated
-            self._loop.call_soon_threadsafe(self._ran_out, padded_ms([w for w, _ in items], pads=self.engine.pads))
-            self.guard.memory.trim()
-        if len(items) > 1:
-            half = len(items) // 2
-            return [*self._compute(items[:half]), *self._compute(items[half:])]
-        work, item = items[0]
-        return [(work, self._once_more(work, item) if ran_out else self._failed(work, error))]
-
-    def _once_more(self, work: Work, item: Any) -> Any:
-        """A segment that ran out of memory may have had bad neighbours on other lanes: try when they are done."""
-        time.sleep(self.throughput.seconds_alone(self._facts.batch_ms))
-        return self._guarded(lambda one: self.engine.compute([one])[0], item, work)
-
-    def _guarded(self, step: Callable[[Any], Any], given: Any, work: Work) -> Any:
-        try:
-            return step(given)
-        except Exception as error:  # noqa: BLE001  the same
-            return self._failed(work, error)
-
-    def _failed(self, work: Work, error: Exception) -> Result:
-        """The result of a segment on which the engine raised."""
-        error_id = uuid.uuid4().hex[:12]
-        log.error("segment failed", model=self.engine.name, segment=work.segment.id, error_id=error_id, exc_info=error)
-        self._metrics.failed(self.engine.name, out_of_memory=is_out_of_memory(error))
-        why = "the server ran out of memory for it" if is_out_of_memory(error) else "the model raised an error"
-        return Result.missing(work.segment, MissingReason.ENGINE_FAILED, f"{why}; see error {error_id} in its log")
-
     def _ran_out(self, cost_ms: int) -> None:
         self.guard.ran_out(self.share, cost_ms)
         self._metrics.ran_out(self.engine.name)
@@ -391,7 +384,7 @@ class Batcher:
         for work in late:
             self._drop(work)
         self._computing.discard(batch)
-        works = [work for work, _ in batch.items]
+        works = batch.done
         if works:
             cost = padded_ms(works, pads=self.engine.pads)
             self.throughput.record(cost, seconds)
@@ -399,7 +392,9 @@ class Batcher:
             waits = (batch.taken_at - work.accepted_at for work in works)
             self._metrics.waited(self.engine.name, waits, interactive=batch.interactive)
             self._metrics.step(self.engine.name, "prepare", batch.prepare_s)
-            self._metrics.step(self.engine.name, "compute", seconds - (0 if self._prepares_ahead else batch.prepare_s))
+            self._metrics.step(
+                self.engine.name, "compute", seconds - (0 if self._pipelined else batch.prepare_s + batch.decode_s)
+            )
             if log.is_enabled_for(logging.DEBUG):
                 log.debug(
                     "batch",
@@ -422,7 +417,7 @@ class Batcher:
                     is_over = batch.is_computed
                     break
                 work, item = batch.scored.popleft()
-            result = item if isinstance(item, Result) else self._guarded(self.engine.decode, item, work)
+            result = self._steps.decode(work, item)
             self._done.append((work, result))
             if batch.interactive:
                 self._wake()

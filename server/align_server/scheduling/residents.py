@@ -96,10 +96,10 @@ class Residents:
         metrics: Metrics,
         on_state: Callable[[str, ModelState], None],
         held_ms: Callable[[], int] = lambda: 0,
-        prepares_ahead: Callable[[Engine], bool] = lambda _: True,
+        pipelined: Callable[[Engine], bool] = lambda _: True,
         idle_s: float = 0.0,
     ) -> None:
-        self._prepares_ahead = prepares_ahead
+        self._pipelined = pipelined
         self._residents = {model.name: _Resident(model) for model in models}
         self.default = models[0].name
         self._make = make
@@ -276,6 +276,7 @@ class Residents:
             log.exception("model not loaded", model=name)
             raise EngineLoadError(f"model {name!r} could not be loaded: {error}") from error
         self._learnt.save()
+        await asyncio.to_thread(_settle)
         resident.batcher = Batcher(
             engine,
             lanes,
@@ -283,7 +284,7 @@ class Residents:
             guard=guard,
             facts=facts,
             metrics=self._metrics,
-            prepares_ahead=self._prepares_ahead(engine),
+            pipelined=self._pipelined(engine),
             held_ms=self._held_ms,
         )
         self._set(resident, ModelState.SERVING, "")
@@ -329,7 +330,8 @@ class Residents:
         self._segments_done += batcher.throughput.segments_done
         self._audio_done_ms += batcher.throughput.audio_done_ms
         await asyncio.to_thread(engine.unload)
-        await asyncio.to_thread(gc.collect)  # what was loaded refers to itself
+        gc.unfreeze()
+        await asyncio.to_thread(_settle)  # what was loaded refers to itself
         await asyncio.to_thread(batcher.guard.memory.trim)
         batcher.guard.settle()
         log.info("model unloaded", model=resident.description.name, memory_mb=batcher.guard.memory.used() // MB)
@@ -342,3 +344,9 @@ class Residents:
     def _set(self, resident: _Resident, state: ModelState, detail: str) -> None:
         resident.state, resident.detail = state, detail
         self._on_state(resident.description.name, state)
+
+
+def _settle() -> None:
+    """Collect garbage, and keep the half million objects that stay from being looked through again and again."""
+    gc.collect()
+    gc.freeze()

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from align_server.engines.sphinx.model import AcousticModel
 
 _RANGE: Final = 80.0  # nats; exp() of more overflows, of less is slow and lost in the sum
-_CHUNK: Final = 512  # frames scored at a time, which bounds the memory of the densities
+_CHUNK: Final = 256  # frames scored at a time: densities of more than 16 MB would be mapped and faulted in each time
 
 
 class SenoneScorer:

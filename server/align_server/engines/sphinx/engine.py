@@ -43,7 +43,7 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Progress, Segment
     from align_server.engines.sphinx.graph import Graph
 
-DECODER_VERSION: Final = 1  # raised with every change that can change a time or a score
+DECODER_VERSION: Final = 2  # raised with every change that can change a time or a score
 
 ACOUSTIC_SCALE: Final = 0.3  # neighbouring frames say much the same: counted in full they drown the transitions
 CI_SHARE: Final = 0.5  # of a state's log score that its phone without context gives
