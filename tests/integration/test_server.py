@@ -199,6 +199,24 @@ class TestAlignStream:
             results += [result.id for result in message.results]
         assert sorted(results) == ["a", "b", "c"]
 
+    async def test_answers_of_a_busy_stream_share_messages_and_those_of_its_last_minute_wait_for_nothing(
+        self, stub: AlignServiceStub
+    ) -> None:
+        call = stub.AlignStream()
+        await call.write(pb.AlignStreamRequest(open=pb.AlignStreamOpen(client="busy")))
+        await call.write(pb.AlignStreamRequest(segments=[segment(name="first")]))
+        granted_ms = 0
+        while granted_ms < 121_000:
+            granted_ms = max(granted_ms, (await call.read()).granted_ms)
+        await call.write(pb.AlignStreamRequest(segments=[segment(2, name=str(i)) for i in range(60)]))
+        sizes: list[int] = []
+        while sum(sizes) < 60:  # the stream stays open: nothing but the answers themselves makes them leave
+            message = await asyncio.wait_for(call.read(), 30)
+            sizes += [len(message.results)] if message.results else []
+        assert max(sizes) > 1
+        assert len(sizes) < 60
+        call.cancel()
+
     def test_sending_beyond_the_credit_ends_the_stream(self, server: ServerProcess) -> None:
         opening = pb.AlignStreamRequest(open=pb.AlignStreamOpen())
         greedy = [opening, *(pb.AlignStreamRequest(segments=[segment(100)]) for _ in range(8))]
