@@ -133,7 +133,7 @@ class Stream:
     def _tell(self) -> None:
         """Let the writer look, at once or, where the client is short of nothing, when there is more to send.
 
-        A message costs both sides as much as a tenth of a second of audio takes to compute.
+        A message costs each side half a millisecond, in which the embedded model computes a tenth of a second.
         """
         grant = self._grant
         if grant is None or grant.held_ms < LUMP_MS or self._outbox_ms >= LUMP_MS:
