@@ -1,0 +1,230 @@
+"""wav2vec 2.0 and HuBERT on the CPU, one segment at a time, with every step in the layout [frames, channels].
+
+Knows tensors and their published names; knows neither words nor files.
+Source: A. Baevski et al., wav2vec 2.0, https://doi.org/10.48550/arXiv.2006.11477. The architecture is that of
+transformers' `Wav2Vec2ForCTC` and `HubertForCTC` and of torchaudio's `wav2vec2_model`, and so are the results; only
+the order of the work differs. A convolution whose stride is at least half its kernel is two matrix products on the
+frames as they lie in memory: nothing is transposed or copied, where the usual front end spends a quarter of all time.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import torch
+import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Weights = Callable[[str], torch.Tensor]
+
+CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
+SHORT: Final = 400  # frames up to which attention is fastest as two products and a softmax
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """An architecture. `convolutions` has each one's kernel and stride, in samples or frames of the one before.
+
+    `group_norm` normalises the first convolution over time, as base models have it; else each is normalised over its
+    channels. `pre_norm` normalises before attention and feed-forward part, as large models do, and not after.
+    """
+
+    convolutions: tuple[tuple[int, int], ...]
+    convolution_bias: bool
+    group_norm: bool
+    pre_norm: bool
+    layers: int
+    heads: int
+    position_groups: int
+    epsilon: float = 1e-5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Affine:
+    """A weight, [out, in] or [channels], and its bias."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Layer:
+    """One transformer layer; `qkv` makes queries, keys and values in one product."""
+
+    qkv: _Affine
+    out: _Affine
+    norm: _Affine
+    inner: _Affine
+    outer: _Affine
+    final_norm: _Affine
+
+
+class Encoder:
+    """A model with its weights in `dtype`. Immutable after construction, so any number of threads may share one.
+
+    `weights` gives a tensor by its name in torchaudio; see `torchaudio_name` for those of transformers. It is asked for
+    one tensor at a time, so that no more than one is in memory twice. Raises KeyError where it has none of a name.
+    """
+
+    def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype) -> None:
+        self._shape = shape
+        self._dtype = dtype
+
+        def tensor(name: str) -> torch.Tensor:
+            return weights(name).to(dtype).clone(memory_format=torch.contiguous_format)
+
+        def affine(name: str, *, bias: bool = True) -> _Affine:
+            return _Affine(tensor(f"{name}.weight"), tensor(f"{name}.bias") if bias else None)
+
+        def layer(name: str) -> _Layer:
+            parts = [affine(f"{name}.attention.{part}_proj") for part in "qkv"]
+            biases = [part.bias for part in parts if part.bias is not None]
+            return _Layer(
+                qkv=_Affine(torch.cat([part.weight for part in parts]), torch.cat(biases)),
+                out=affine(f"{name}.attention.out_proj"),
+                norm=affine(f"{name}.layer_norm"),
+                inner=affine(f"{name}.feed_forward.intermediate_dense"),
+                outer=affine(f"{name}.feed_forward.output_dense"),
+                final_norm=affine(f"{name}.final_layer_norm"),
+            )
+
+        self._convolutions: list[_Affine] = []
+        self._norms: list[_Affine | None] = []
+        for i in range(len(shape.convolutions)):
+            name = f"feature_extractor.conv_layers.{i}"
+            kernels = weights(f"{name}.conv.weight")  # [out, in, kernel] -> [out, kernel * in]
+            weight = kernels.permute(0, 2, 1).reshape(len(kernels), -1).to(dtype).contiguous()
+            self._convolutions.append(_Affine(weight, tensor(f"{name}.conv.bias") if shape.convolution_bias else None))
+            normalised = not shape.group_norm or i == 0
+            self._norms.append(affine(f"{name}.layer_norm") if normalised else None)
+        self._input_norm = affine("encoder.feature_projection.layer_norm")
+        self._projection = affine("encoder.feature_projection.projection")
+        position = "encoder.transformer.pos_conv_embed.conv"
+        self._position = _Affine(_normalised(weights, position).to(dtype), tensor(f"{position}.bias"))
+        self._norm = affine("encoder.transformer.layer_norm")
+        self._layers = [layer(f"encoder.transformer.layers.{i}") for i in range(shape.layers)]
+        self._head = affine("aux")
+        kernel, hop = shape.convolutions[-1]
+        for k, s in reversed(shape.convolutions[:-1]):
+            kernel, hop = (kernel - 1) * s + k, hop * s
+        self._field, self._hop = kernel, hop  # samples
+
+    def __call__(self, samples: torch.Tensor) -> torch.Tensor:
+        """Logits, float32, shape [frames, vocabulary], of float32 samples, shape [samples], at least one frame."""
+        shape = self._shape
+        x = self._front_end(samples.to(self._dtype))
+        x = _linear(self._normalise(x, self._input_norm), self._projection)
+        x = x + self._positions(x)
+        if not shape.pre_norm:
+            x = self._normalise(x, self._norm)
+        for layer in self._layers:
+            if shape.pre_norm:
+                x = x + self._attention(self._normalise(x, layer.norm), layer)
+                x = x + _feed_forward(self._normalise(x, layer.final_norm), layer)
+            else:
+                x = self._normalise(x + self._attention(x, layer), layer.norm)
+                x = self._normalise(x + _feed_forward(x, layer), layer.final_norm)
+        if shape.pre_norm:
+            x = self._normalise(x, self._norm)
+        return _linear(x, self._head).float()
+
+    def _front_end(self, samples: torch.Tensor) -> torch.Tensor:
+        """Frames, shape [frames, channels], computed CHUNK at a time where no frame sees more than its own samples."""
+        if self._shape.group_norm:
+            return self._convolved(samples)
+        frames = (len(samples) - self._field) // self._hop + 1
+        pieces = []
+        for start in range(0, frames, CHUNK):
+            end = min(start + CHUNK, frames)
+            pieces.append(self._convolved(samples[start * self._hop : (end - 1) * self._hop + self._field]))
+        return torch.cat(pieces)
+
+    def _convolved(self, samples: torch.Tensor) -> torch.Tensor:
+        x = samples[:, None]
+        for (kernel, stride), convolution, norm in zip(
+            self._shape.convolutions, self._convolutions, self._norms, strict=True
+        ):
+            x = _convolve(x, convolution, kernel, stride)
+            if norm is not None:
+                x = self._over_time(x, norm) if self._shape.group_norm else self._normalise(x, norm)
+            x = F.gelu(x)
+        return x
+
+    def _normalise(self, x: torch.Tensor, norm: _Affine) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self._shape.epsilon)
+
+    def _over_time(self, x: torch.Tensor, norm: _Affine) -> torch.Tensor:
+        """Each channel normalised over all frames: group norm with as many groups as channels."""
+        return F.group_norm(x.T[None], x.shape[1], norm.weight, norm.bias, self._shape.epsilon)[0].T.contiguous()
+
+    def _positions(self, x: torch.Tensor) -> torch.Tensor:
+        """The convolutional position embedding, whose last frame is one too many where the kernel is even."""
+        weight, bias = self._position.weight, self._position.bias
+        kernel = weight.shape[-1]
+        wide = F.conv1d(x.T[None], weight, bias, padding=kernel // 2, groups=self._shape.position_groups)[0]
+        return F.gelu(wide[:, : len(x)]).T
+
+    def _attention(self, x: torch.Tensor, layer: _Layer) -> torch.Tensor:
+        frames, width = x.shape
+        size = width // self._shape.heads
+        q, k, v = _linear(x, layer.qkv).view(frames, 3, self._shape.heads, size).permute(1, 2, 0, 3)
+        if frames <= SHORT:
+            heard = torch.bmm(torch.bmm(q, k.transpose(1, 2)).mul_(size**-0.5).softmax(-1), v)
+        else:
+            heard = F.scaled_dot_product_attention(q[None], k[None], v[None])[0]
+        return _linear(heard.transpose(0, 1).reshape(frames, width), layer.out)
+
+
+def torchaudio_name(name: str, family: str) -> str:
+    """The name that transformers gives to what torchaudio calls `name`; `family` is the model type, such as hubert."""
+    if name.startswith("aux."):
+        return name.replace("aux.", "lm_head.", 1)
+    for ours, theirs in (("encoder.transformer.", "encoder."), ("encoder.feature_projection.", "feature_projection.")):
+        if name.startswith(ours):
+            return f"{family}.{theirs}{name.removeprefix(ours)}"
+    return f"{family}.{name}"
+
+
+def _normalised(weights: Weights, name: str) -> torch.Tensor:
+    """The weight of a convolution, [out, in, kernel], kept as its direction and its length for each tap.
+
+    Checkpoints from before PyTorch 2 call these `weight_v` and `weight_g`.
+    """
+    try:
+        direction = weights(f"{name}.parametrizations.weight.original1")
+        length = weights(f"{name}.parametrizations.weight.original0")
+    except KeyError:
+        direction, length = weights(f"{name}.weight_v"), weights(f"{name}.weight_g")
+    direction = direction.float()
+    return direction.mul(length.float() / torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True))
+
+
+def _linear(x: torch.Tensor, affine: _Affine) -> torch.Tensor:
+    return F.linear(x, affine.weight, affine.bias)
+
+
+def _feed_forward(x: torch.Tensor, layer: _Layer) -> torch.Tensor:
+    return _linear(F.gelu(_linear(x, layer.inner)), layer.outer)
+
+
+def _convolve(x: torch.Tensor, convolution: _Affine, kernel: int, stride: int) -> torch.Tensor:
+    """A convolution of frames, [frames, channels], by a weight of [out, kernel * channels].
+
+    A window of frames is a row of memory: rows that start every `stride` frames are a matrix, as long as they do not
+    overlap. What a window has beyond its stride is a second such matrix.
+    """
+    frames, channels = x.shape
+    count = (frames - kernel) // stride + 1
+    row = stride * channels
+    weight = convolution.weight
+    x = x.contiguous()
+    if channels == 1 or kernel > 2 * stride:
+        return F.linear(x.as_strided((count, kernel * channels), (row, 1)).contiguous(), weight, convolution.bias)
+    first = F.linear(x.as_strided((count, row), (row, 1)), weight[:, :row], convolution.bias)
+    if kernel == stride:
+        return first
+    rest = x.as_strided((count, (kernel - stride) * channels), (row, 1), x.storage_offset() + row)
+    return first.addmm_(rest, weight[:, row:].T)
