@@ -1,6 +1,8 @@
 """Finds leaks: looks at a process again and again, and tells growth that goes on from growth that has come to rest.
 
-Memory, threads and file descriptors. Knows nothing of what the process does; Linux has file descriptors to count.
+Memory that is in use, Python's blocks, threads and file descriptors. Knows nothing of what the process does; Linux has
+file descriptors to count. Resident memory is looked at with more patience: it has what the allocator keeps for later,
+in pieces that come and go.
 The slope is that of Theil and Sen, the median of the slopes between all pairs: a third of the samples may be wild.
 """
 
@@ -14,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import psutil
 
@@ -63,24 +65,33 @@ class Sample:
     levels: dict[str, float]
 
 
-MEMORY = Kind("memory", tolerated=4 * MB, unit=" MB", size=MB)
+MEMORY = Kind("memory in use", tolerated=1 * MB, unit=" MB", size=MB)
+BLOCKS = Kind("Python blocks", tolerated=10_000, unit="k", size=1000)
+RESIDENT = Kind("resident", tolerated=32 * MB, unit=" MB", size=MB)
 THREADS = Kind("threads", tolerated=0.5, unit="")
 DESCRIPTORS = Kind("file descriptors", tolerated=0.5, unit="")
-KINDS = (MEMORY, THREADS, DESCRIPTORS)
+KINDS = (MEMORY, BLOCKS, RESIDENT, THREADS, DESCRIPTORS)
 
 
 class Detector:
-    """Samples of one process. Call `look` when it is at rest, about once a second; then `verdicts`."""
+    """Samples of one process. Call `look` when it is at rest, about once a second; then `verdicts`.
 
-    def __init__(self, process: psutil.Process) -> None:
+    `allocated` says how many bytes it has in use, and how many blocks of Python's.
+    """
+
+    def __init__(self, process: psutil.Process, allocated: Callable[[], tuple[float, float]]) -> None:
         self._process = process
+        self._allocated = allocated
         self.samples: list[Sample] = []
 
     def look(self) -> None:
         """Take a sample now."""
+        in_use, blocks = self._allocated()
         with self._process.oneshot():
             levels = {
-                MEMORY.name: float(self._process.memory_info().rss),
+                MEMORY.name: in_use,
+                BLOCKS.name: blocks,
+                RESIDENT.name: float(self._process.memory_info().rss),
                 THREADS.name: float(self._process.num_threads()),
                 DESCRIPTORS.name: float(self._process.num_fds()),
             }

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import itertools
 import os
+import sys
 import time
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceServicer
 from align_server import __version__, wire
 from align_server.errors import statuses
+from align_server.scheduling.memory import allocated
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
 from align_server.stream import Edge, Stream
 
@@ -181,6 +183,8 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
         )
         yield "align_streams", "Streams that are open.", {}, self._edge.admission.streams
         yield "align_memory_bytes", "Resident memory of the process.", {}, self._edge.guard.memory.used()
+        yield "align_allocated_bytes", "Asked of the allocator and not freed.", {}, allocated()
+        yield "align_python_blocks", "Allocated by Python and not freed.", {}, sys.getallocatedblocks()
         yield "align_memory_limit_bytes", "What it is to stay below.", {}, self._edge.guard.limit
         for row in self._residents.status():
             labels = {"model": row.description.name}

@@ -57,7 +57,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, family: str, norm: str
 
 
 def stock(*, pre_norm: bool) -> torch.nn.Module:
-    """The model of torchaudio itself: large ones normalise before each step and in every convolution, base ones do neither."""
+    """The model of torchaudio itself: large ones normalise before each step and in every convolution, base ones not."""
     make: Any = torchaudio.models.wav2vec2_model
     with torch.random.fork_rng():
         torch.manual_seed(1)

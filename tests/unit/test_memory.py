@@ -13,7 +13,7 @@ import pytest
 from align_server.scheduling import memory as module
 from align_server.scheduling import tuning
 from align_server.scheduling.learnt import Facts, Learnt
-from align_server.scheduling.memory import MemoryGuard, ProcessMemory, default_limit
+from align_server.scheduling.memory import MemoryGuard, ProcessMemory, allocated, default_limit
 from counting import CountingEngine, FixedMemory
 
 if TYPE_CHECKING:
@@ -222,3 +222,13 @@ class TestMeasuring:
         tuning.measure(engine, facts, 1, FixedMemory())
         assert engine.batches == []
         assert facts.batch_ms == 7000
+
+
+def test_what_is_allocated_grows_and_shrinks_with_what_is_kept() -> None:
+    before = allocated()
+    if not before:
+        pytest.skip("the C library does not say what is in use")
+    kept = bytearray(50 * 2**20)
+    assert allocated() - before >= len(kept)
+    del kept
+    assert allocated() - before < 2**20

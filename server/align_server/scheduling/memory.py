@@ -16,7 +16,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, ClassVar, Protocol
 
 import psutil
 
@@ -119,6 +119,40 @@ class ProcessMemory:
     def trim(self) -> None:
         """Give memory that the allocator holds for later back to the system."""
         self._trim()
+
+
+def allocated() -> int:
+    """Bytes that were asked of the allocator and not freed, 0 where it does not say: what a leak would make grow.
+
+    Resident memory also has what the allocator keeps for later and cannot give back, which comes and goes.
+    """
+    try:
+        mallinfo = ctypes.CDLL("libc.so.6").mallinfo2  # glibc 2.33 or later
+    except (OSError, AttributeError):
+        return 0
+    mallinfo.restype = _MallInfo
+    info = mallinfo()
+    return int(info.uordblks + info.hblkhd)
+
+
+class _MallInfo(ctypes.Structure):
+    """The struct mallinfo2 of malloc.h: `uordblks` bytes in use in arenas, `hblkhd` in blocks mapped one by one."""
+
+    _fields_: ClassVar[list[tuple[str, type[ctypes.c_size_t]]]] = [
+        (name, ctypes.c_size_t)
+        for name in (
+            "arena",
+            "ordblks",
+            "smblks",
+            "hblks",
+            "hblkhd",
+            "usmblks",
+            "fsmblks",
+            "uordblks",
+            "fordblks",
+            "keepcost",
+        )
+    ]
 
 
 def _malloc_trim() -> Callable[[], object]:
