@@ -29,6 +29,7 @@ MEASUREMENTS = (
     "corpus_run",
     "client_memory",
     "in_process",
+    "mms",
     "padding",
     "health",
     "fairness",

@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor
 
-from align_server.engines.ctc.engine import CtcEngine, _Prepared, _Scored
+from align_server.engines.ctc.aligner import Prepared, Scored
+from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordKind, WordTiming
 from checkpoints import LETTERS, change_json, write_checkpoint
 
@@ -73,9 +74,9 @@ def several() -> list[Segment]:
     return [segment("hello", "my", "world", seconds=s, seed=i) for i, s in enumerate(seconds)]
 
 
-def prepared(engine: CtcEngine, item: Segment) -> _Prepared:
+def prepared(engine: CtcEngine, item: Segment) -> Prepared:
     step = engine.prepare(item)
-    assert isinstance(step, _Prepared)
+    assert isinstance(step, Prepared)
     return step
 
 
@@ -97,7 +98,7 @@ def heard(engine: CtcEngine, item: Segment, text: str) -> Result:
     frames = text.replace("_", " ").ljust(len(computed(engine, [item])[0]))
     emissions = np.full((len(frames), len(LETTERS)), 0.001, np.float32)
     emissions[range(len(frames)), [LETTERS.index(c) if c != " " else 0 for c in frames]] = 0.9
-    return engine.decode(_Scored(step.plan, np.log(emissions)))
+    return engine.decode(Scored(step.plan, np.log(emissions)))
 
 
 def test_it_has_what_an_engine_has(folder: Path, engine: CtcEngine) -> None:
@@ -114,7 +115,7 @@ def test_the_revision_is_the_same_before_and_after_loading(folder: Path, engine:
 def test_warming_up_computes_whatever_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     vocabulary = ("<pad>", "<unk>", "|", *"абвгд")
     engine = loaded(write_checkpoint(tmp_path, vocabulary=vocabulary))
-    decoded: list[_Scored] = []
+    decoded: list[Scored] = []
     monkeypatch.setattr(engine, "decode", decoded.append)
     engine.warm_up()
     assert len(decoded) == 1

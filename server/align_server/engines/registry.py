@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from align_server.engines.ctc import checkpoint
+from align_server.engines.ctc import bundle, checkpoint
 from align_server.engines.engine import EngineLoadError
 from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, model_folder
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Engine
 
 DEFAULT_MODEL = NAME
+MMS = bundle.NAME
 CTC = "ctc:"  # followed by the folder of a checkpoint
 
 
@@ -47,12 +48,22 @@ def describe(name: str) -> ModelDescription:
             size_bytes=sum(path.stat().st_size for path in weights.iterdir() if path.is_file()),
             note="CMU Sphinx US English, inside the pocketsphinx wheel",
         )
+    if name == MMS:
+        return ModelDescription(
+            name=MMS,
+            languages=(),
+            licence=bundle.LICENCE,
+            size_bytes=bundle.MMS_FA.size_bytes,
+            note="torchaudio's MMS_FA, of 1130 languages; its licence allows no commercial use",
+        )
     if name.startswith(CTC):
         found = checkpoint.describe(Path(name.removeprefix(CTC)))
         return ModelDescription(
             name, found.languages, found.licence, found.size_bytes, "a CTC checkpoint, read from disk"
         )
-    raise EngineLoadError(f"there is no model {name!r}; there are {DEFAULT_MODEL} and {CTC}FOLDER, a local checkpoint")
+    raise EngineLoadError(
+        f"there is no model {name!r}; there are {DEFAULT_MODEL}, {MMS} and {CTC}FOLDER, a local checkpoint"
+    )
 
 
 def create(name: str, device: str) -> Engine:
@@ -67,6 +78,10 @@ def create(name: str, device: str) -> Engine:
 
         # The model is too small for a GPU to help: auto means the CPU.
         return SphinxEngine(device="cpu" if device == "auto" else _present(device))
+    if name == MMS:
+        from align_server.engines.ctc.mms import MmsEngine  # noqa: PLC0415  imports torch and torchaudio
+
+        return MmsEngine(_best(device))
     from align_server.engines.ctc.engine import CtcEngine  # noqa: PLC0415  imports torch and transformers
 
     return CtcEngine(name, Path(name.removeprefix(CTC)), _best(device))

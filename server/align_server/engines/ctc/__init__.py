@@ -1,1 +1,1 @@
-"""`ctc:FOLDER`: word times from any wav2vec2-family CTC checkpoint in a local folder."""
+"""Word times from CTC models: `ctc:FOLDER`, any wav2vec2-family checkpoint on disk, and `mms-fa`, torchaudio's."""

@@ -52,7 +52,7 @@ PADDABLE: Final = frozenset({"hubert", "unispeech", "unispeech-sat", "wav2vec2"}
 # `balance` then foretells the time of 1 to 40 s of audio within 4 %.
 ATTENTION_RATE: Final = 0.7
 
-_READ_AT_ONCE: Final = 4 << 20  # bytes
+READ_AT_ONCE: Final = 4 << 20  # bytes
 _SUM_LINE: Final = re.compile(r"(?P<sum>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
 _LICENCE: Final = re.compile(r"^license:[ \t]*(?:\n?[ \t]*- )?[ \t]*['\"]?(?P<licence>[^'\"\n#]+)", re.MULTILINE)
 
@@ -159,7 +159,8 @@ class Checkpoint:
         try:
             front_end = FrontEnd(*(tuple(config[f"conv_{key}"]) for key in ("kernel", "stride", "dim")))
             vocab_size = int(config["vocab_size"])
-            balance = _balance(config, front_end)
+            width, layers, inner = (config[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
+            frames = balance(front_end, width, layers, inner)
         except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise EngineLoadError(
                 f"{folder / 'config.json'} does not describe the model ({error!r}); "
@@ -171,7 +172,7 @@ class Checkpoint:
             vocab_size=vocab_size,
             normalise=_normalises(folder),
             paddable=config["model_type"] in PADDABLE and config.get("feat_extract_norm") == "layer",
-            balance=balance,
+            balance=frames,
             weights=_weights(folder),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
@@ -195,11 +196,10 @@ class Checkpoint:
             done = 0
             for path in paths:
                 digest = hashlib.sha256()
-                with path.open("rb") as file:
-                    while chunk := file.read(_READ_AT_ONCE):
-                        digest.update(chunk)
-                        done += len(chunk)
-                        progress(done / total, f"checking {path.name}")
+                for chunk in chunks(path):
+                    digest.update(chunk)
+                    done += len(chunk)
+                    progress(done / total, f"checking {path.name}")
                 found[path] = digest.hexdigest()
                 if path in expected and found[path] != expected[path]:
                     raise EngineLoadError(
@@ -212,6 +212,13 @@ class Checkpoint:
             ) from error
         parts = "".join(f"{path.name} {found[path]}\n" for path in own)
         return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The bytes of a file, a few MB at a time. Raises OSError."""
+    with path.open("rb") as file:
+        while chunk := file.read(READ_AT_ONCE):
+            yield chunk
 
 
 def read_json(path: Path, without: str = "") -> dict[str, Any]:
@@ -245,14 +252,14 @@ def _check_architecture(path: Path, config: dict[str, Any]) -> None:
         raise EngineLoadError(f"{path} sets add_adapter, which changes the frame rate; this is not supported")
 
 
-def _balance(config: dict[str, Any], front_end: FrontEnd) -> float:
+def balance(front_end: FrontEnd, width: int, layers: int, inner: int) -> float:
     """Frames at which attention takes as long as everything else, from the operations that each needs.
 
-    With h channels, i in the feed-forward part: a layer's linear maps take 8h² + 4hi operations for a frame, which
-    is 24h² where i = 4h, and its attention 4hT among T frames, at ATTENTION_RATE of their speed.
+    With h for the encoder's width, i for the `inner` one of its feed-forward part: a layer's linear maps take
+    8h² + 4hi operations for a frame, which is 24h² where i = 4h, and its attention 4hT among T frames, at
+    ATTENTION_RATE of their speed.
     """
-    width, layers = config["hidden_size"], config["num_hidden_layers"]
-    linear = front_end.flops + layers * (8 * width**2 + 4 * width * config["intermediate_size"])
+    linear = front_end.flops + layers * (8 * width**2 + 4 * width * inner)
     return float(linear / (layers * 4 * width / ATTENTION_RATE))
 
 

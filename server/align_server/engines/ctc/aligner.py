@@ -1,0 +1,280 @@
+"""What engines of CTC models share: from words to tokens, from samples to emissions in batches, from spans to times.
+
+Knows neither files nor architectures nor alphabets: a model's own engine says how it spells, normalises and computes.
+"""
+
+from __future__ import annotations
+
+import abc
+import gc
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from align_server.engines.ctc.align import fewest_frames, token_spans
+from align_server.engines.engine import (
+    SAMPLE_RATE,
+    Engine,
+    MissingReason,
+    Result,
+    Segment,
+    Word,
+    WordKind,
+    WordTiming,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy.typing as npt
+
+    from align_server.engines.ctc.checkpoint import FrontEnd
+
+MAX_SEGMENT_S: Final = 40.0  # more than twice as long as what models are trained on
+DELIMITER: Final = -1  # owns the tokens between words
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What sharing needs to know of a model.
+
+    `delimiter` is the token between words, None where the model has none. `paddable`: whether padding, with lengths
+    given, changes nothing. `balance` is the number of frames at which attention takes as long as everything else.
+    `longest_tail_ms` is by how much a word may end after its last token: half of the blanks that follow, but no more
+    than that; 0 ends it with the token.
+    """
+
+    front_end: FrontEnd
+    vocab_size: int
+    blank: int
+    delimiter: int | None
+    paddable: bool
+    balance: float
+    longest_tail_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Plan:
+    """How a segment's words became tokens.
+
+    `owners` has the word of each token, DELIMITER between words; `slots` are the words that a star stands for;
+    `missing` those that will have no time.
+    """
+
+    words: tuple[Word, ...]
+    duration_ms: int
+    tokens: tuple[int, ...]
+    owners: tuple[int, ...]
+    slots: frozenset[int]
+    missing: dict[int, WordTiming]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Prepared:
+    """A segment ready to be computed; `samples` is float32, shape [samples]."""
+
+    plan: Plan
+    samples: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scored:
+    """A segment ready to be decoded; `emissions` are log posteriors, float32, shape [frames, vocabulary]."""
+
+    plan: Plan
+    emissions: npt.NDArray[np.float32]
+
+
+class CtcAligner(Engine):
+    """An engine whose model gives, for every frame, the log posterior of every token.
+
+    `name` is what users call it, `device` cpu, cuda or mps.
+
+    On the CPU every segment is computed alone and unpadded: batches gain nothing there, and a result is the same to
+    the bit in any batch. On other devices segments are computed together: padded, with their lengths, where the model
+    is paddable, in groups of equal length where it is not. There, a posterior may differ in its last digits with the
+    size of the batch.
+
+    A word's time is from the start of its first token to the end of its last, and of its tail. Its score is the mean
+    posterior of its tokens: 1 where the model is certain of every letter. Slots and pauses have 0.
+    """
+
+    def __init__(self, name: str, device: str, traits: Traits) -> None:
+        self._name = name
+        self._device = device
+        self._traits = traits
+        self._model: torch.nn.Module | None = None
+        self._revision = ""
+
+    @abc.abstractmethod
+    def _spell(self, word: Word) -> tuple[Sequence[int], str]:
+        """The tokens of a word, not the blank; where there are none, why."""
+
+    @abc.abstractmethod
+    def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """Samples as the model wants them, of those within -1 to 1; shape [samples]."""
+
+    @abc.abstractmethod
+    def _emissions(
+        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log posteriors on the CPU, float32, shape [batch, frames, vocabulary].
+
+        `samples`, shape [batch, samples], are on the model's device; so are `lengths`, in samples, shape [batch], where
+        there is padding.
+        """
+
+    @property
+    def name(self) -> str:
+        """What users call it."""
+        return self._name
+
+    @property
+    def languages(self) -> tuple[str, ...]:
+        """None: the model does not say."""
+        return ()
+
+    @property
+    def frame_ms(self) -> float:
+        """The hop of the front end: 20 ms for all models known."""
+        return 1000 * self._traits.front_end.hop / SAMPLE_RATE
+
+    @property
+    def max_segment_s(self) -> float:
+        """Convolutions take 20 MB for a second of audio while they run, in every lane: 0.8 GB for the longest."""
+        return MAX_SEGMENT_S
+
+    @property
+    def device(self) -> str:
+        """Where it computes: cpu, cuda or mps."""
+        return self._device
+
+    @property
+    def pads(self) -> bool:
+        """Not on the CPU. Elsewhere unlike lengths waste time: as padding, or as batches of one length each."""
+        return self.device != "cpu"
+
+    def cost(self, duration_ms: int) -> int:
+        """Milliseconds of audio, and a part that grows with their square: attention, see `checkpoint.balance`."""
+        return round(duration_ms * (1 + duration_ms / (self._traits.balance * self.frame_ms)))
+
+    def unload(self) -> None:
+        """Let go of the weights."""
+        self._model = None
+        gc.collect()  # modules refer to themselves
+
+    def prepare(self, segment: Segment) -> Prepared | Result:
+        """Spell the words and normalise the audio; a Result where no path can exist or mean anything."""
+        front_end = self._traits.front_end
+        frames = front_end.frames(len(segment.pcm))
+        plan = self._plan(segment, frames)
+        if plan.slots.issuperset(plan.owners):
+            nothing = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail="no word of this segment can be said")
+            return Result(tuple(plan.missing.get(i, nothing) for i in range(len(segment.words))))
+        if frames < (needed := fewest_frames(plan.tokens)):
+            needed_ms = -(-1000 * front_end.samples(needed) // SAMPLE_RATE)
+            detail = f"{segment.duration_ms} ms of audio for words that last {needed_ms} ms at the very least"
+            return Result.missing(segment, MissingReason.AUDIO_TOO_SHORT, detail)
+        if segment.pcm.min() == segment.pcm.max():
+            return Result.missing(segment, MissingReason.NO_SPEECH, f"every sample is {segment.pcm[0]}")
+        return Prepared(plan, self._normalised(segment.pcm.astype(np.float32) / np.float32(32768)))
+
+    def _plan(self, segment: Segment, frames: int) -> Plan:
+        star = self._traits.vocab_size
+        said: list[tuple[int, Sequence[int]]] = []
+        missing: dict[int, WordTiming] = {}
+        slots: set[int] = set()
+        for i, word in enumerate(segment.words):
+            if word.kind is WordKind.PAUSE:
+                continue
+            tokens: Sequence[int] = ()
+            if word.kind is WordKind.WORD:
+                tokens, why = self._spell(word)
+                if not tokens:
+                    missing[i] = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail=f"{word.text!r}: {why}")
+            if not tokens:
+                slots.add(i)
+            said.append((i, tokens or [star]))
+        for delimiter in (self._traits.delimiter, None):  # without, where the audio has no room for it
+            chain = list(_chain(said, slots, delimiter))
+            tokens = [token for token, _ in chain]
+            if frames >= fewest_frames(tokens):
+                break
+        owners = tuple(owner for _, owner in chain)
+        return Plan(segment.words, segment.duration_ms, tuple(tokens), owners, frozenset(slots), missing)
+
+    def compute(self, batch: Sequence[Prepared]) -> list[Scored]:
+        """Log posteriors of each segment."""
+        model = self._model
+        if model is None:
+            raise RuntimeError(f"{type(self).__name__}.compute was called before load")
+        samples = [torch.from_numpy(item.samples) for item in batch]
+        with torch.inference_mode():
+            if self.device == "cpu":
+                emissions = [self._emissions(model, one[None])[0] for one in samples]
+            else:
+                emissions = self._together(model, samples)
+        return [Scored(item.plan, emission.numpy()) for item, emission in zip(batch, emissions, strict=True)]
+
+    def _together(self, model: torch.nn.Module, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """Emissions of segments that share forward passes, each of shape [frames, vocabulary]."""
+        if self._traits.paddable:
+            padded = torch.nn.utils.rnn.pad_sequence(list(samples), batch_first=True)
+            lengths = torch.tensor([len(one) for one in samples])
+            scored = self._emissions(model, padded.to(self.device), lengths.to(self.device))
+            frames = map(self._traits.front_end.frames, lengths.tolist())
+            return [emission[:count] for emission, count in zip(scored, frames, strict=True)]
+        emissions: dict[int, torch.Tensor] = {}
+        for length in {len(one) for one in samples}:
+            group = [i for i, one in enumerate(samples) if len(one) == length]
+            scored = self._emissions(model, torch.stack([samples[i] for i in group]).to(self.device))
+            emissions.update(zip(group, scored, strict=True))
+        return [emissions[i] for i in range(len(samples))]
+
+    def decode(self, scored: Scored) -> Result:
+        """Word times; see the class. Raises ArithmeticError where the model gave what is not a number."""
+        plan = scored.plan
+        spans = token_spans(scored.emissions, plan.tokens, self._traits.blank)
+        following = np.append(spans.starts[1:], len(scored.emissions))
+        tails = np.minimum((following - spans.ends) / 2, self._traits.longest_tail_ms / self.frame_ms)
+        owners = np.array(plan.owners)
+        times: list[WordTiming] = []
+        at = 0  # where the last word ended
+        for i, word in enumerate(plan.words):
+            mine = np.flatnonzero(owners == i)
+            if word.kind is WordKind.PAUSE:  # the first of several has all of the gap
+                later = np.flatnonzero(owners > i)
+                end = self._ms(spans.starts[later[0]], plan) if len(later) else plan.duration_ms
+                times.append(WordTiming(at, end))
+                at = end
+                continue
+            last = mine[-1]
+            start, end = self._ms(spans.starts[mine[0]], plan), self._ms(spans.ends[last] + tails[last], plan)
+            score = 0.0 if i in plan.slots else min(1.0, float(spans.posteriors[mine].mean()))
+            times.append(plan.missing.get(i) or WordTiming(start, end, score))
+            at = end
+        return Result(tuple(times))
+
+    def _ms(self, frame: float, plan: Plan) -> int:
+        """When a frame begins: half a hop before the middle of the samples that it sees.
+
+        For wav2vec2 these are 25 ms and the hop 20, so frame i is from 20i + 2.5 ms on, and no frame ends outside the
+        audio. Dividing the audio by the number of frames instead, as others do, stretches it by up to 1.5 frames.
+        """
+        front_end = self._traits.front_end
+        sample = front_end.hop * float(frame) + (front_end.field - front_end.hop) / 2
+        return min(max(0, round(1000 * sample / SAMPLE_RATE)), plan.duration_ms)
+
+
+def _chain(said: Sequence[tuple[int, Sequence[int]]], slots: set[int], delimiter: int | None) -> list[tuple[int, int]]:
+    """Each token with its owner. The delimiter is between words, not beside a star, which can be one itself."""
+    chain: list[tuple[int, int]] = []
+    last: int | None = None
+    for i, tokens in said:
+        if delimiter is not None and last is not None and not {i, last} & slots:
+            chain.append((delimiter, DELIMITER))
+        chain += ((token, i) for token in tokens)
+        last = i
+    return chain

@@ -1,0 +1,163 @@
+"""The engine behind `mms-fa`: the multilingual model for forced alignment that torchaudio publishes, with uroman.
+
+Knows torchaudio's model and how MMS spells; what is not the model's own is in `aligner`.
+Pratap et al. 2023, https://doi.org/10.48550/arXiv.2305.13516.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import pickle
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torchaudio.models import Wav2Vec2Model, wav2vec2_model
+
+from align_server.engines.ctc import romanise
+from align_server.engines.ctc.aligner import CtcAligner, Traits
+from align_server.engines.ctc.bundle import MMS_FA, NAME, Bundle
+from align_server.engines.ctc.checkpoint import DECODER_VERSION
+from align_server.engines.ctc.weights import settle
+from align_server.engines.engine import EngineLoadError, Progress, Word, silent
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    import numpy.typing as npt
+
+VERSION: Final = 1  # raised with every change of this file or of `romanise` that can change a time or a score
+LONGEST_TAIL_MS: Final = 100.0
+DOWNLOADING, CHECKING, READING = 0.7, 0.8, 0.9  # how far loading is after each
+PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
+_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
+
+
+class MmsEngine(CtcAligner):
+    """A wav2vec2 model as torchaudio publishes it; the weights are downloaded into torch's cache where they lack.
+
+    `precision` is fp32, bf16, or auto: bf16 on a CPU that multiplies it in hardware, fp32 elsewhere.
+    Then all but the last layer and the softmax, which are in fp32, is in bf16. Raises EngineLoadError for a precision
+    that there is not.
+
+    The model has no token between words, and says a letter in few frames, at its beginning rather than its end. So a
+    word ends in the middle of the blanks that follow, but at most LONGEST_TAIL_MS after its last letter: as long as
+    a sound at the end of a word lasts. Beyond twice that, blanks are a pause between words (200 ms is where pauses are
+    usually taken to begin) and no longer the word's; the next one starts with its first letter all the same.
+    """
+
+    def __init__(self, device: str, precision: str = "auto", bundle: Bundle = MMS_FA) -> None:
+        if precision == "auto":
+            precision = "bf16" if device == "cpu" and multiplies_bf16() else "fp32"
+        if precision not in PRECISIONS:
+            raise EngineLoadError(f"there is no precision {precision!r}; there are auto, {' and '.join(PRECISIONS)}")
+        self._bundle = bundle
+        self._precision = precision
+        self._tokens = {label: token for token, label in enumerate(bundle.labels) if token}
+        self._romaniser = romanise.Romaniser(self._tokens.keys())
+        traits = Traits(
+            front_end=bundle.front_end,
+            vocab_size=len(bundle.labels),
+            blank=0,
+            delimiter=None,
+            paddable=bundle.paddable,
+            balance=bundle.balance,
+            longest_tail_ms=LONGEST_TAIL_MS,
+        )
+        super().__init__(NAME, device, traits)
+
+    @property
+    def precision(self) -> str:
+        """What all but the last layer computes in: fp32 or bf16."""
+        return self._precision
+
+    @property
+    def revision(self) -> str:
+        """A hash of weights, precision, romaniser and decoder, 12 hex digits; reads the weights unless loaded.
+
+        Raises EngineLoadError where they are not there: nothing is downloaded before `load`.
+        """
+        self._revision = self._revision or self._verify(silent)
+        return self._revision
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the weights on disk; 0 before they are downloaded."""
+        return self._bundle.size_bytes
+
+    def load(self, progress: Progress = silent) -> None:
+        """Download the weights unless they are in the cache, and read them. Raises EngineLoadError."""
+        begin = 0.0
+        if not self._bundle.path.exists():
+            self._bundle.download(lambda share, what: progress(DOWNLOADING * share, what))
+            begin = DOWNLOADING
+        self._revision = self._verify(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
+        progress(CHECKING, "reading the weights")
+        self._model = _read_model(self._bundle, PRECISIONS[self._precision]).to(self.device)
+        progress(READING, "reading the tables of uroman")
+        romanise.load()
+        progress(1.0, "loaded")
+
+    def _verify(self, progress: Progress) -> str:
+        parts = (
+            f"decoder {DECODER_VERSION}, {NAME} {VERSION}",
+            f"uroman {importlib.metadata.version('uroman')}",
+            f"{self._precision}, {''.join(self._bundle.labels)}",
+            self._bundle.digest(progress),
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+    def _spell(self, word: Word) -> tuple[Sequence[int], str]:
+        letters, why = self._romaniser.spell(word.text, word.language)
+        return tuple(self._tokens[letter] for letter in letters), why
+
+    def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        waveform = torch.from_numpy(samples)
+        normalised: npt.NDArray[np.float32] = torch.nn.functional.layer_norm(waveform, waveform.shape).numpy()
+        return normalised
+
+    def _emissions(
+        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        features, frames = model.get_submodule("feature_extractor")(samples.to(PRECISIONS[self._precision]), lengths)
+        hidden = model.get_submodule("encoder")(features, frames)
+        logits: torch.Tensor = model.get_submodule("aux")(hidden.float())
+        return logits.log_softmax(-1).cpu()
+
+
+def multiplies_bf16(cpu: Path = Path("/proc/cpuinfo")) -> bool:
+    """Whether this machine's processor multiplies bf16 in hardware, as Linux says; elsewhere, that it does not."""
+    try:
+        lines = cpu.read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    flags = next((line for line in lines if line.startswith("flags")), "")
+    return not _BF16_FLAGS.isdisjoint(flags.split())
+
+
+def _read_model(bundle: Bundle, dtype: torch.dtype) -> Wav2Vec2Model:
+    """The model on the CPU, for inference, all but its last layer in `dtype`. Raises EngineLoadError."""
+    path = bundle.path
+    cure = f"move it out of the way to have it downloaded again, or {bundle.cure}"
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
+        found = textwrap.shorten(str(error), 200)
+        raise EngineLoadError(f"{path} is damaged, cut off, or no file of weights ({found}); {cure}") from error
+    with torch.device("meta"):  # no memory: the file's map takes its place
+        model = wav2vec2_model(**bundle.params)
+    try:
+        for name in ("aux.weight", "aux.bias"):
+            state[name] = state[name][[row for row in range(len(state[name])) if row not in bundle.unused]]
+        model.load_state_dict(state, assign=True)
+    except (RuntimeError, TypeError, AttributeError, KeyError) as error:
+        found = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
+        raise EngineLoadError(
+            f"{path} has {path.stat().st_size} bytes, but not the weights of this model ({found}); {cure}"
+        ) from error
+    settle([model.feature_extractor, model.encoder], dtype)
+    settle([model.aux])
+    return model.eval()

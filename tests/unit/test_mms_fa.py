@@ -1,0 +1,547 @@
+"""mms-fa aligns as torchaudio computes it, spells words of any script, and says what is wrong with its weights."""
+
+from __future__ import annotations
+
+import contextlib
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from torchaudio.models import wav2vec2_model
+from torchaudio.pipelines import MMS_FA as TORCHAUDIO
+from torchaudio.pipelines import Wav2Vec2FABundle
+
+from align_server.engines import registry
+from align_server.engines.ctc.aligner import Prepared, Scored
+from align_server.engines.ctc.bundle import MMS_FA, Bundle
+from align_server.engines.ctc.mms import MmsEngine, multiplies_bf16
+from align_server.engines.ctc.romanise import Romaniser
+from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordKind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import numpy.typing as npt
+
+    from align_server.engines.engine import WordTiming
+
+SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
+PAUSE = Word("", kind=WordKind.PAUSE)
+TINY: dict[str, Any] = {
+    "extractor_conv_layer_config": [
+        (8, kernel, stride) for _, kernel, stride in TORCHAUDIO._params["extractor_conv_layer_config"]
+    ],
+    "encoder_embed_dim": 32,
+    "encoder_pos_conv_kernel": 16,
+    "encoder_pos_conv_groups": 4,
+    "encoder_num_layers": 2,
+    "encoder_num_heads": 4,
+    "encoder_ff_interm_features": 64,
+}
+BUNDLE = replace(MMS_FA, url="https://127.0.0.1/tiny.pt", file_name="tiny.pt", params={**MMS_FA.params, **TINY})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """The cache of torch, with the weights of BUNDLE; one thread, as in the server."""
+    folder = tmp_path_factory.mktemp("torch")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCH_HOME", str(folder))
+        write(BUNDLE)
+        yield folder
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A cache of torch without any file, in a home of the test's own."""
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    return tmp_path / "torch"
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16"])
+def engine(request: pytest.FixtureRequest, home: Path) -> MmsEngine:
+    assert home.is_dir()
+    return loaded(precision=str(request.param))
+
+
+@pytest.fixture(scope="module")
+def exact(home: Path) -> MmsEngine:
+    assert home.is_dir()
+    return loaded()
+
+
+@pytest.fixture(scope="module")
+def romaniser() -> Romaniser:
+    return Romaniser(set(MMS_FA.labels[1:]))
+
+
+def state(bundle: Bundle, seed: int = 0) -> dict[str, torch.Tensor]:
+    """Random weights with the rows that nobody uses, as they are published."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = wav2vec2_model(**{**bundle.params, "aux_num_out": len(bundle.labels) + len(bundle.unused)})
+        for name, parameter in model.named_parameters():  # norms start as ones, biases as zeros: none would be missed
+            wide = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
+            torch.nn.init.normal_(parameter, 1.0 if "norm.weight" in name else 0.0, 1.5 * wide)
+    return dict(model.state_dict())
+
+
+def write(bundle: Bundle, content: object = None) -> Path:
+    bundle.path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(state(bundle) if content is None else content, bundle.path)
+    return bundle.path
+
+
+def loaded(bundle: Bundle = BUNDLE, precision: str = "fp32") -> MmsEngine:
+    engine = MmsEngine("cpu", precision, bundle)
+    engine.load()
+    return engine
+
+
+def noise(seconds: float, seed: int = 0) -> npt.NDArray[np.int16]:
+    return np.random.default_rng(seed).normal(20, 1000, round(16000 * seconds)).astype(np.int16)
+
+
+def segment(*words: str | Word, seconds: float = 2.0, seed: int = 0) -> Segment:
+    items = tuple(word if isinstance(word, Word) else Word(word) for word in words)
+    return Segment(f"{seconds} s, {seed}", noise(seconds, seed), items)
+
+
+def several() -> list[Segment]:
+    seconds = (1.0, 2.3, 1.0, 0.7, 3.01, 2.3)
+    return [segment("hello", "my", "world", seconds=s, seed=i) for i, s in enumerate(seconds)]
+
+
+def prepared(engine: MmsEngine, item: Segment) -> Prepared:
+    step = engine.prepare(item)
+    assert isinstance(step, Prepared)
+    return step
+
+
+def computed(engine: MmsEngine, batch: list[Segment]) -> list[npt.NDArray[np.float32]]:
+    return [scored.emissions for scored in engine.compute([prepared(engine, item) for item in batch])]
+
+
+def together(engine: MmsEngine, batch: list[Segment]) -> list[torch.Tensor]:
+    """Emissions as a GPU computes them, here on the CPU."""
+    assert engine._model is not None
+    with torch.inference_mode():
+        return engine._together(engine._model, [torch.from_numpy(prepared(engine, item).samples) for item in batch])
+
+
+def heard(engine: MmsEngine, item: Segment, text: str) -> Result:
+    """The times of an item in whose frames a model is certain of these letters, `_` being the blank."""
+    step = prepared(engine, item)
+    frames = text.replace("_", "-").ljust(engine._traits.front_end.frames(len(item.pcm)), "-")
+    emissions = np.full((len(frames), len(MMS_FA.labels)), 0.001, np.float32)
+    emissions[range(len(frames)), [MMS_FA.labels.index(letter) for letter in frames]] = 0.9
+    return engine.decode(Scored(step.plan, np.log(emissions)))
+
+
+def times(result: Result) -> list[tuple[int | None, int | None]]:
+    return [(word.start_ms, word.end_ms) for word in result.words]
+
+
+# What it is
+
+
+def test_the_bundle_is_torchaudios_to_the_letter() -> None:
+    assert MMS_FA.url == TORCHAUDIO._path
+    assert MMS_FA.file_name == Path(TORCHAUDIO._path).name
+    assert MMS_FA.params == TORCHAUDIO._params
+    assert MMS_FA.labels == TORCHAUDIO.get_labels(star=None)
+    assert MMS_FA.unused == TORCHAUDIO._remove_aux_axis
+    assert (TORCHAUDIO.sample_rate, TORCHAUDIO._normalize_waveform) == (16000, True)
+    assert MMS_FA.paddable
+
+
+@pytest.mark.parametrize(
+    "set_to",
+    [{"TORCH_HOME": "/a/b"}, {"XDG_CACHE_HOME": "/c"}, {"TORCH_HOME": "~/d", "XDG_CACHE_HOME": "/c"}, {}],
+)
+def test_the_file_is_where_torch_keeps_it(monkeypatch: pytest.MonkeyPatch, set_to: dict[str, str]) -> None:
+    monkeypatch.delenv("TORCH_HOME")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for name, value in set_to.items():
+        monkeypatch.setenv(name, value)
+    assert Path(torch.hub.get_dir(), "checkpoints", "model.pt") == MMS_FA.path
+
+
+def test_it_has_what_an_engine_has(engine: MmsEngine) -> None:
+    assert (engine.name, engine.languages, engine.frame_ms, engine.max_segment_s) == ("mms-fa", (), 20, 40)
+    assert (engine.device, engine.pads) == ("cpu", False)
+    assert MmsEngine("cuda", bundle=BUNDLE).pads
+    assert engine.size_bytes == BUNDLE.path.stat().st_size
+    costs = [engine.cost(ms) for ms in (0, 1000, 10_000, 20_000)]
+    assert costs[0] == 0
+    assert costs[3] - 20_000 == pytest.approx(4 * (costs[2] - 10_000), abs=4)
+    assert 2 * MmsEngine("cpu").cost(20_000) < MmsEngine("cpu").cost(40_000) < 3 * MmsEngine("cpu").cost(20_000)
+
+
+def test_revisions_differ_with_precision_and_weights_and_with_nothing_else(empty: Path) -> None:
+    write(BUNDLE)
+    first = {MmsEngine("cpu", name, BUNDLE).revision for name in ("fp32", "bf16")}
+    assert first == {loaded(precision=name).revision for name in ("fp32", "bf16")}
+    write(BUNDLE, state(BUNDLE, seed=1))
+    assert len(first | {MmsEngine("cpu", "fp32", BUNDLE).revision}) == 3
+    assert empty.is_dir()
+
+
+def test_describing_it_needs_neither_torch_nor_the_weights(empty: Path) -> None:
+    code = (
+        "import sys; from align_server.engines import registry; print(registry.describe('mms-fa'))\n"
+        "assert not {'torch', 'torchaudio', 'transformers', 'uroman'} & set(sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "licence='CC-BY-NC-4.0', size_bytes=0, note=" in done.stdout
+    assert "no commercial use" in done.stdout
+    write(MMS_FA, {})
+    assert registry.describe("mms-fa").size_bytes == MMS_FA.path.stat().st_size > 0
+    assert empty in MMS_FA.path.parents
+
+
+def test_the_registry_makes_it_and_names_it_among_the_others() -> None:
+    made = registry.create("mms-fa", "cpu")
+    assert isinstance(made, MmsEngine)
+    assert made._bundle is MMS_FA
+    with pytest.raises(EngineLoadError, match=r"there are .*, mms-fa and ctc:FOLDER"):
+        registry.describe("mms")
+
+
+# What it computes
+
+
+def test_it_computes_what_torchaudio_does(exact: MmsEngine) -> None:
+    theirs = Wav2Vec2FABundle(
+        BUNDLE.url, BUNDLE.params, _labels=BUNDLE.labels[1:], _sample_rate=16000, _normalize_waveform=True,
+        _model_type="Wav2Vec2",
+    )  # fmt: skip
+    model = theirs.get_model(with_star=False, dl_kwargs={"progress": False})
+    for item in several():
+        with torch.inference_mode():
+            expected, _ = model(torch.from_numpy(item.pcm.astype(np.float32) / 32768)[None])
+        found = computed(exact, [item])[0]
+        assert found.std(0).mean() > 0.1  # frames differ: it is no comparison of constants
+        np.testing.assert_allclose(found, expected[0], rtol=0, atol=1e-5)
+
+
+def test_bf16_keeps_weights_in_half_the_memory_and_computes_nearly_the_same(exact: MmsEngine) -> None:
+    half = loaded(precision="bf16")
+    assert half._model is not None
+    kept = {name.split(".")[0]: parameter.dtype for name, parameter in half._model.named_parameters()}
+    assert kept == {"feature_extractor": torch.bfloat16, "encoder": torch.bfloat16, "aux": torch.float32}
+    for one, other in zip(computed(exact, several()), computed(half, several()), strict=True):
+        assert other.dtype == np.float32
+        np.testing.assert_allclose(np.exp(other).sum(1), 1, atol=1e-5)
+        error = np.abs(one - other)
+        assert 0 < error.mean() < 0.1 * one.std()
+        assert error.max() < one.std()
+
+
+def test_normalised_weights_are_computed_once(engine: MmsEngine) -> None:
+    assert engine._model is not None
+    names = [name for name, _ in engine._model.named_parameters()]
+    assert "encoder.transformer.pos_conv_embed.conv.weight" in names
+    assert not [name for name in names if "parametrizations" in name]
+    assert not list(engine._model.buffers())
+
+
+def test_a_segment_has_the_same_emissions_to_the_bit_in_any_batch(engine: MmsEngine) -> None:
+    batch = computed(engine, several())
+    alone = [computed(engine, [item])[0] for item in several()]
+    turned = computed(engine, several()[::-1])[::-1]
+    assert all(map(np.array_equal, batch, alone))
+    assert all(map(np.array_equal, batch, turned))
+    assert engine.align(several()) == [engine.align([item])[0] for item in several()]
+
+
+@pytest.mark.parametrize("mode", ["layer_norm", "group_norm"])
+def test_a_shared_forward_gives_what_one_alone_does(mode: str) -> None:
+    bundle = replace(BUNDLE, file_name=f"{mode}.pt", params={**BUNDLE.params, "extractor_mode": mode})
+    write(bundle)
+    engine = loaded(bundle)
+    for one, other in zip(computed(engine, several()), together(engine, several()), strict=True):
+        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+
+
+def test_precision_is_chosen_by_the_processor_unless_named(tmp_path: Path) -> None:
+    cpu = tmp_path / "cpuinfo"
+    for flags, expected in (("fpu avx512f avx512_bf16", True), ("amx_tile amx_bf16", True), ("fpu avx512f", False)):
+        cpu.write_text(f"processor : 0\nflags\t\t: {flags}\nbugs : amx_bf16\n", encoding="utf-8")
+        assert multiplies_bf16(cpu) is expected
+    assert not multiplies_bf16(tmp_path / "nowhere")
+    assert MmsEngine("cpu", bundle=BUNDLE).precision == ("bf16" if multiplies_bf16() else "fp32")
+    assert MmsEngine("cuda", bundle=BUNDLE).precision == "fp32"
+    assert MmsEngine("cuda", "bf16", BUNDLE).precision == "bf16"
+    with pytest.raises(EngineLoadError, match="no precision 'fp16'; there are auto, fp32 and bf16"):
+        MmsEngine("cpu", "fp16", BUNDLE)
+
+
+# How it spells
+
+
+@pytest.mark.parametrize(
+    ("word", "language", "letters"),
+    [
+        ("Hello", "eng", "hello"),
+        ("niño", "spa", "nino"),
+        ("nin\u0303o", "spa", "nino"),
+        ("über", "deu", "ueber"),
+        ("привет", "rus", "privet"),
+        ("Київ", "ukr", "kyiv"),
+        ("Киев", "", "kiev"),
+        ("Καλημέρα", "ell", "kalemera"),
+        ("你好", "cmn", "nihao"),
+        ("三个", "cmn", "sange"),
+        ("二十", "cmn", "ershi"),
+        ("안녕", "kor", "annyeong"),
+        ("it's", "eng", "it's"),
+        ("it\u2019s", "eng", "it's"),
+        ("it\u02bcs", "eng", "it's"),
+        ("a-b_c!", "eng", "abc"),
+        ("\u0130stanbul", "tur", "istanbul"),
+        ("ok", "no such code", "ok"),
+    ],
+)
+def test_a_word_is_spelled_in_latin_letters(romaniser: Romaniser, word: str, language: str, letters: str) -> None:
+    assert romaniser.spell(word, language) == (letters, "")
+
+
+@pytest.mark.parametrize(
+    ("word", "why"),
+    [
+        ("42", "the model has no letters for 4, 2; write numbers as words"),
+        ("4th", "the model has no letters for 4; write numbers as words"),
+        ("٣", "the model has no letters for ٣; write numbers as words"),
+        ("x²", "the model has no letters for ²; write numbers as words"),
+        ("3个", "the model has no letters for 3; write numbers as words"),
+        ("-", "it has no letters"),
+        ("...", "it has no letters"),
+        ("'", "it has no letters"),
+        ("", "it has no letters"),
+        ("\u200b", "it has no letters"),
+    ],
+)
+def test_a_word_without_letters_says_why(romaniser: Romaniser, word: str, why: str) -> None:
+    assert romaniser.spell(word, "") == ("", why)
+
+
+def test_words_are_remembered_but_not_without_end(romaniser: Romaniser) -> None:
+    limit = romaniser.spell.cache_info().maxsize
+    assert limit is not None
+    assert 1000 < limit < 1_000_000
+    before = romaniser.spell.cache_info().hits
+    assert romaniser.spell("again", "eng") == romaniser.spell("again", "eng")
+    assert romaniser.spell.cache_info().hits > before
+
+
+def test_the_blank_is_never_a_target(exact: MmsEngine) -> None:
+    plan = prepared(exact, segment("a-b", "-", "c")).plan
+    assert [MMS_FA.labels[token] if token < len(MMS_FA.labels) else "*" for token in plan.tokens] == [*"ab*c"]
+
+
+# What times it gives
+
+
+def test_a_word_ends_in_the_middle_of_the_blanks_that_follow(exact: MmsEngine) -> None:
+    result = heard(exact, segment("hi", "sea", "i"), "___hi____s_ea___i")
+    assert times(result)[:2] == [(62, 142), (182, 292)]
+    assert result.words[0].score == pytest.approx(0.9)
+
+
+def test_a_word_ends_where_the_next_begins_if_there_is_no_blank(exact: MmsEngine) -> None:
+    assert times(heard(exact, segment("hi", "sea"), "hisea"))[0] == (2, 42)
+
+
+def test_a_word_does_not_swallow_a_long_silence(exact: MmsEngine) -> None:
+    result = heard(exact, segment("hi", PAUSE, "sea"), "hi" + "_" * 40 + "sea")
+    assert times(result) == [(2, 142), (142, 842), (842, 1002)]
+
+
+def test_the_last_word_ends_within_the_audio(exact: MmsEngine) -> None:
+    item = segment("a", seconds=0.065)
+    assert times(heard(exact, item, "_a_")) == [(22, 52)]
+    assert times(heard(exact, item, "__a")) == [(42, 62)]
+
+
+def test_an_unknown_sound_has_a_place_of_its_own(exact: MmsEngine) -> None:
+    result = heard(exact, segment("hi", SLOT, "sea"), "__hi____b__l_a____sea")
+    assert times(result)[0] == (42, 122)
+    assert times(result)[1] == (162, 322)
+    assert result.words[1].score == 0
+
+
+def test_a_word_that_cannot_be_said_keeps_its_place_and_says_why(exact: MmsEngine) -> None:
+    result = heard(exact, segment("hi", "42", "sea"), "__hi____b__l_a____sea")
+    assert [word.reason for word in result.words] == [None, MissingReason.UNPRONOUNCEABLE, None]
+    assert result.words[1].detail == "'42': the model has no letters for 4, 2; write numbers as words"
+    assert [times(result)[i][0] for i in (0, 2)] == [42, 362]
+
+
+def test_every_word_gets_times_in_order_and_within_the_audio(engine: MmsEngine) -> None:
+    items = [segment("she", PAUSE, "had", SLOT, "他", PAUSE, "7", seed=seed, seconds=1.234) for seed in range(5)]
+    for item, result in zip(items, engine.align(items), strict=True):
+        timed: list[WordTiming] = [word for word in result.words if word.reason is None]
+        assert len(timed) == 6
+        edges = [edge for word in timed for edge in (word.start_ms, word.end_ms) if edge is not None]
+        assert edges == sorted(edges)
+        assert 0 <= edges[0] <= edges[-1] <= item.duration_ms
+
+
+# Where its weights come from
+
+
+@contextlib.contextmanager
+def serving(content: bytes, *, promised: int) -> Iterator[str]:
+    """The address of a file on a server that promises so many bytes."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200 if self.path == "/tiny.pt" else 404)
+            self.send_header("Content-Length", str(promised))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}/tiny.pt"
+        server.shutdown()
+        thread.join()
+
+
+def test_weights_that_are_not_there_are_downloaded_once(home: Path, empty: Path, exact: MmsEngine) -> None:
+    content = (home / "hub" / "checkpoints" / "tiny.pt").read_bytes()
+    seen: list[tuple[float, str]] = []
+    with serving(content, promised=len(content)) as url:
+        engine = MmsEngine("cpu", "fp32", replace(BUNDLE, url=url))
+        assert engine.size_bytes == 0
+        engine.load(lambda share, what: seen.append((share, what)))
+    shares = [share for share, _ in seen]
+    assert shares == sorted(shares)
+    assert (min(shares) > 0, shares[-1]) == (True, 1)
+    assert [what.split(",")[0] for _, what in seen] == [
+        "downloading tiny.pt",
+        "checking tiny.pt",
+        "reading the weights",
+        "reading the tables of uroman",
+        "loaded",
+    ]
+    assert [path.name for path in (empty / "hub" / "checkpoints").iterdir()] == ["tiny.pt"]
+    assert engine.revision == exact.revision
+    loaded(replace(BUNDLE, url=url))  # nobody serves it now
+
+
+def test_without_network_and_file_it_is_said_where_the_file_goes(empty: Path, free_port: int) -> None:
+    bundle = replace(BUNDLE, url=f"http://127.0.0.1:{free_port}/tiny.pt")
+    with pytest.raises(EngineLoadError, match="could not be downloaded") as caught:
+        loaded(bundle)
+    for needed in (bundle.url, str(empty / "hub" / "checkpoints" / "tiny.pt"), "set TORCH_HOME", "refused"):
+        assert needed in str(caught.value)
+    assert not list(empty.rglob("*.*"))
+    with pytest.raises(EngineLoadError, match="cannot be read"):
+        assert MmsEngine("cpu", "fp32", bundle).revision
+
+
+def test_a_download_that_is_cut_off_leaves_nothing(empty: Path) -> None:
+    with (
+        serving(b"half", promised=8) as url,
+        pytest.raises(EngineLoadError, match="it ended after 4 of 8 bytes"),
+    ):
+        loaded(replace(BUNDLE, url=url))
+    assert not list(empty.rglob("*.*"))
+
+
+@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
+def test_weights_that_are_cut_off_are_refused(empty: Path, keep: int) -> None:
+    path = write(BUNDLE)
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(EngineLoadError, match="is damaged, cut off, or no file of weights") as caught:
+        loaded()
+    assert str(path) in str(caught.value)
+    assert BUNDLE.url in str(caught.value)
+    assert empty in path.parents
+
+
+def test_a_pickle_that_would_run_code_is_refused(empty: Path) -> None:
+    mark = empty / "ran"
+
+    class Trap:
+        def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
+            return Path.mkdir, (mark,)
+
+    write(BUNDLE, {"aux.weight": Trap()})
+    with pytest.raises(EngineLoadError, match="no file of weights"):
+        loaded()
+    assert not mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ([1, 2], "TypeError"),
+        ({}, "KeyError: 'aux.weight'"),
+        ({1: torch.zeros(1), "aux.weight": torch.zeros(31, 32), "aux.bias": torch.zeros(31)}, "AttributeError"),
+        ({"aux.weight": torch.zeros(31, 32), "aux.bias": torch.zeros(31)}, "Missing key"),
+    ],
+)
+def test_a_file_of_something_else_is_refused(empty: Path, content: object, found: str) -> None:
+    path = write(BUNDLE, content)
+    with pytest.raises(EngineLoadError, match=f"bytes, but not the weights of this model .*{found}") as caught:
+        loaded()
+    assert f"{path} has {path.stat().st_size} bytes" in str(caught.value)
+    assert "move it out of the way" in str(caught.value)
+    assert empty in path.parents
+
+
+def test_weights_of_another_shape_are_refused(empty: Path) -> None:
+    write(BUNDLE, state(replace(BUNDLE, params={**BUNDLE.params, "encoder_ff_interm_features": 48})))
+    with pytest.raises(EngineLoadError, match=r"not the weights of this model .*size mismatch"):
+        loaded()
+    assert empty.is_dir()
+
+
+def test_weights_may_have_the_older_names_of_weight_norm(empty: Path, home: Path, exact: MmsEngine) -> None:
+    older = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): tensor
+        for name, tensor in torch.load(home / "hub" / "checkpoints" / "tiny.pt", weights_only=True).items()
+    }
+    assert {name for name in older if "weight_" in name}
+    write(BUNDLE, older)
+    assert np.array_equal(computed(loaded(), several()[:1])[0], computed(exact, several()[:1])[0])
+    assert empty.is_dir()
+
+
+def test_the_weights_stay_what_they_were_when_the_file_is_written_anew(empty: Path) -> None:
+    path = write(BUNDLE)
+    engine = loaded()
+    before = engine.align(several())
+    path.write_bytes(b"")
+    assert engine.align(several()) == before
+    assert empty.is_dir()
+
+
+def test_an_unloaded_engine_can_be_loaded_again(engine: MmsEngine) -> None:
+    before = engine.align(several())
+    engine.unload()
+    with pytest.raises(RuntimeError, match=r"MmsEngine\.compute was called before load"):
+        engine.align(several())
+    engine.load()
+    assert engine.align(several()) == before
+    engine.warm_up()
