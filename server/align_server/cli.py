@@ -293,13 +293,14 @@ def models(**given: Any) -> None:
     states: dict[str, str] = {}
     with Client(config.address) as client, contextlib.suppress(AlignError):  # no server: then nothing is loaded
         states = {model.name: model.state for model in client.models()}
-    names = dict.fromkeys([registry.DEFAULT_MODEL, *states])
+    names = dict.fromkeys([registry.DEFAULT_MODEL, registry.MMS, *states])
     rows = []
     for name in names:
         with contextlib.suppress(EngineLoadError):  # its folder may have gone since
             rows.append(registry.describe(name))
     Console().print(models_table(rows, states))
     click.echo(f"and {registry.CTC}FOLDER: any wav2vec2, HuBERT or WavLM checkpoint for CTC in a local folder")
+    click.echo(f"and {registry.WHISPER}FOLDER or {registry.WHISPER}FILE.pt: any Whisper checkpoint on this machine")
 
 
 def _run_flags(**given: Any) -> list[str]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from align_server.engines.ctc import bundle, checkpoint
 from align_server.engines.engine import EngineLoadError
 from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, model_folder
+from align_server.engines.whisper import checkpoint as whisper
 
 if TYPE_CHECKING:
     from align_server.engines.engine import Engine
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = NAME
 MMS = bundle.NAME
 CTC = "ctc:"  # followed by the folder of a checkpoint
+WHISPER = "whisper:"  # followed by a folder of transformers, or a .pt file of OpenAI
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +36,10 @@ class ModelDescription:
 
 def absolute(name: str) -> str:
     """The name with its folder, if it has one, as an absolute path: a server may run in another folder."""
-    return f"{CTC}{Path(name.removeprefix(CTC)).expanduser().absolute()}" if name.startswith(CTC) else name
+    for prefix in (CTC, WHISPER):
+        if name.startswith(prefix):
+            return f"{prefix}{Path(name.removeprefix(prefix)).expanduser().absolute()}"
+    return name
 
 
 def describe(name: str) -> ModelDescription:
@@ -61,8 +66,14 @@ def describe(name: str) -> ModelDescription:
         return ModelDescription(
             name, found.languages, found.licence, found.size_bytes, "a CTC checkpoint, read from disk"
         )
+    if name.startswith(WHISPER):
+        one = whisper.describe(Path(name.removeprefix(WHISPER)))
+        return ModelDescription(
+            name, one.languages, one.licence, one.size_bytes, "a Whisper checkpoint, read from disk"
+        )
     raise EngineLoadError(
-        f"there is no model {name!r}; there are {DEFAULT_MODEL}, {MMS} and {CTC}FOLDER, a local checkpoint"
+        f"there is no model {name!r}; there are {DEFAULT_MODEL}, {MMS}, and local checkpoints as {CTC}FOLDER, "
+        f"{WHISPER}FOLDER or {WHISPER}FILE.pt"
     )
 
 
@@ -82,6 +93,10 @@ def create(name: str, device: str) -> Engine:
         from align_server.engines.ctc.mms import MmsEngine  # noqa: PLC0415  imports torch and torchaudio
 
         return MmsEngine(_best(device))
+    if name.startswith(WHISPER):
+        from align_server.engines.whisper.engine import WhisperEngine  # noqa: PLC0415  imports torch
+
+        return WhisperEngine(name, Path(name.removeprefix(WHISPER)), _best(device))
     from align_server.engines.ctc.engine import CtcEngine  # noqa: PLC0415  imports torch and transformers
 
     return CtcEngine(name, Path(name.removeprefix(CTC)), _best(device))

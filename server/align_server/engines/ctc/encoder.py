@@ -63,7 +63,7 @@ class _Layer:
     final_norm: _Affine
 
 
-class Encoder:
+class Encoder(torch.nn.Module):
     """A model with its weights in `dtype`, those of the last layer in float32. Any number of threads may share one.
 
     `weights` gives a tensor by its name in torchaudio; see `torchaudio_name` for those of transformers. It is asked for
@@ -71,6 +71,7 @@ class Encoder:
     """
 
     def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype) -> None:
+        super().__init__()
         self._shape = shape
         self._dtype = dtype
 
@@ -114,7 +115,7 @@ class Encoder:
             kernel, hop = (kernel - 1) * s + k, hop * s
         self._field, self._hop = kernel, hop  # samples
 
-    def __call__(self, samples: torch.Tensor) -> torch.Tensor:
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
         """Logits, float32, shape [frames, vocabulary], of float32 samples, shape [samples], at least one frame."""
         shape = self._shape
         x = self._front_end(samples.to(self._dtype))

@@ -20,6 +20,7 @@ from align_server.engines.ctc import romanise
 from align_server.engines.ctc.aligner import CtcAligner, Traits
 from align_server.engines.ctc.bundle import MMS_FA, NAME, Bundle
 from align_server.engines.ctc.checkpoint import DECODER_VERSION
+from align_server.engines.ctc.encoder import Encoder, Shape
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Word, silent
 
@@ -96,7 +97,11 @@ class MmsEngine(CtcAligner):
             begin = DOWNLOADING
         self._revision = self._verify(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
         progress(CHECKING, "reading the weights")
-        self._model = _read_model(self._bundle, PRECISIONS[self._precision]).to(self.device)
+        model, dtype = read_model(self._bundle), PRECISIONS[self._precision]
+        if self.device == "cpu":
+            self._model = Encoder(_shape(self._bundle), model.state_dict().__getitem__, dtype)
+        else:
+            self._model = ready(model, dtype).to(self.device)
         progress(READING, "reading the tables of uroman")
         romanise.load()
         progress(1.0, "loaded")
@@ -122,6 +127,9 @@ class MmsEngine(CtcAligner):
     def _emissions(
         self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if isinstance(model, Encoder):
+            emissions: torch.Tensor = model(samples[0]).log_softmax(-1)[None]
+            return emissions
         features, frames = model.get_submodule("feature_extractor")(samples.to(PRECISIONS[self._precision]), lengths)
         hidden = model.get_submodule("encoder")(features, frames)
         logits: torch.Tensor = model.get_submodule("aux")(hidden.float())
@@ -138,8 +146,8 @@ def multiplies_bf16(cpu: Path = Path("/proc/cpuinfo")) -> bool:
     return not _BF16_FLAGS.isdisjoint(flags.split())
 
 
-def _read_model(bundle: Bundle, dtype: torch.dtype) -> Wav2Vec2Model:
-    """The model on the CPU, for inference, all but its last layer in `dtype`. Raises EngineLoadError."""
+def read_model(bundle: Bundle) -> Wav2Vec2Model:
+    """The model on a map of its file: nothing is read before it is used. Raises EngineLoadError."""
     path = bundle.path
     cure = f"move it out of the way to have it downloaded again, or {bundle.cure}"
     try:
@@ -158,6 +166,25 @@ def _read_model(bundle: Bundle, dtype: torch.dtype) -> Wav2Vec2Model:
         raise EngineLoadError(
             f"{path} has {path.stat().st_size} bytes, but not the weights of this model ({found}); {cure}"
         ) from error
+    return model
+
+
+def ready(model: Wav2Vec2Model, dtype: torch.dtype) -> Wav2Vec2Model:
+    """The model for inference in memory of its own, all but its last layer in `dtype`."""
     settle([model.feature_extractor, model.encoder], dtype)
     settle([model.aux])
-    return model.eval()
+    model.eval()
+    return model
+
+
+def _shape(bundle: Bundle) -> Shape:
+    params = bundle.params
+    return Shape(
+        convolutions=tuple((kernel, stride) for _, kernel, stride in params["extractor_conv_layer_config"]),
+        convolution_bias=params["extractor_conv_bias"],
+        group_norm=not bundle.paddable,
+        pre_norm=params["encoder_layer_norm_first"],
+        layers=params["encoder_num_layers"],
+        heads=params["encoder_num_heads"],
+        position_groups=params["encoder_pos_conv_groups"],
+    )

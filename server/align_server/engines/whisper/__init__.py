@@ -1,0 +1,1 @@
+"""`whisper:FOLDER` and `whisper:FILE.pt`: word times from the cross-attention of a Whisper model."""
