@@ -110,7 +110,9 @@ async def test_what_cannot_meet_its_deadline_is_refused_at_once_and_never_comput
         after = await client.info()
         assert codes == {grpc.StatusCode.DEADLINE_EXCEEDED}
         assert after.in_vain == before.in_vain
-        assert sum(done) > others
+        async with asyncio.timeout(5):  # a busy stream's answers come in lumps
+            while sum(done) <= others:  # noqa: ASYNC110  another task counts
+                await asyncio.sleep(0.05)
     assert after.refused.get("deadline", 0) > 0
 
 
