@@ -232,3 +232,11 @@ def test_what_is_allocated_grows_and_shrinks_with_what_is_kept() -> None:
     assert allocated() - before >= len(kept)
     del kept
     assert allocated() - before < 2**20
+
+
+def test_what_grows_beside_a_small_batch_is_not_taken_for_its_own() -> None:
+    held, memory = guard(limit_mb=1000, used_mb=200)
+    share = held.open(Facts(batch_ms=32_000, rate=500.0, bytes_per_ms=200.0))
+    observe(held, share, memory, cost_ms=1_000, peak_mb=500)  # messages that were refused, say
+    assert share.facts.bytes_per_ms == 200.0
+    held.check(share, 110_000)

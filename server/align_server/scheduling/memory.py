@@ -282,8 +282,8 @@ class MemoryGuard:
 
     def _learn(self, share: Share, grown: float) -> None:
         share.largest_ms = max(share.largest_ms, share.most_ms)
-        if 2 * share.most_ms < share.largest_ms:
-            return  # the allocator may still hold what larger batches took
+        if 2 * share.most_ms < max(share.largest_ms, share.facts.batch_ms):
+            return  # what else the server does, or what the allocator kept of larger batches, may be most of it
         seen = max(grown, 0.0) / share.most_ms
         known = share.facts.bytes_per_ms
         share.facts.bytes_per_ms = seen if seen > known else known + FORGET * (seen - known)
