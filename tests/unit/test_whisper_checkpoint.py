@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from align_server.engines.engine import EngineLoadError
+from align_server.engines.files import sha256
 from align_server.engines.whisper import openai
 from align_server.engines.whisper.checkpoint import Checkpoint, describe
 from align_server.engines.whisper.engine import WhisperEngine
-from align_server.engines.whisper.files import sha256
 from align_server.engines.whisper.text import Tokenizer
 from checkpoints import change_json
 from whispers import MERGES, SPECIAL, tiny_en, write_whisper

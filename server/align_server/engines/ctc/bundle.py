@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 from urllib.request import Request, urlopen
 
-from align_server.engines.ctc.checkpoint import READ_AT_ONCE, FrontEnd, balance, chunks
+from align_server.engines.ctc.checkpoint import FrontEnd, balance
 from align_server.engines.engine import EngineLoadError
+from align_server.engines.files import READ_AT_ONCE, chunks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

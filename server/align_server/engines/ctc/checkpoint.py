@@ -7,23 +7,18 @@ The formats are those that Hugging Face transformers writes with `save_pretraine
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from align_server.engines.engine import SAMPLE_RATE, EngineLoadError, Progress
+from align_server.engines.files import WEIGHTS, read_config, read_json, verify, weight_files
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from pathlib import Path
 
 DECODER_VERSION: Final = 1  # raised with every change that can change a time or a score
-
-SUMS: Final = "SHA256SUMS"
-WEIGHTS: Final = "model.safetensors"
-INDEX: Final = "model.safetensors.index.json"  # names the parts of weights that are split over several files
 
 SETTINGS: Final = (  # of those that are there, times depend on all
     "config.json",
@@ -52,8 +47,6 @@ PADDABLE: Final = frozenset({"hubert", "unispeech", "unispeech-sat", "wav2vec2"}
 # `balance` then foretells the time of 1 to 40 s of audio within 4 %.
 ATTENTION_RATE: Final = 0.7
 
-READ_AT_ONCE: Final = 4 << 20  # bytes
-_SUM_LINE: Final = re.compile(r"(?P<sum>[0-9a-fA-F]{64}) [ *](?P<name>.+)")
 _LICENCE: Final = re.compile(r"^license:[ \t]*(?:\n?[ \t]*- )?[ \t]*['\"]?(?P<licence>[^'\"\n#]+)", re.MULTILINE)
 
 
@@ -72,7 +65,7 @@ class Description:
 def describe(folder: Path) -> Description:
     """What can be said of the checkpoint in `folder` without reading its weights; does not raise."""
     try:
-        size = sum(path.stat().st_size for path in _weights(folder))
+        size = sum(path.stat().st_size for path in weight_files(folder, _convert(folder)))
     except (EngineLoadError, OSError):
         size = 0
     return Description((), _licence(folder / "README.md"), size)
@@ -151,10 +144,7 @@ class Checkpoint:
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
         """Read the checkpoint in `folder`, its weights aside. Raises EngineLoadError."""
-        if not folder.is_dir():
-            found = "is not a folder" if folder.exists() else "does not exist"
-            raise EngineLoadError(f"{folder} {found}; name a folder that holds a checkpoint, as ctc:FOLDER")
-        config = read_json(folder / "config.json", "it is not a checkpoint that transformers wrote")
+        config = read_config(folder, "ctc:FOLDER")
         _check_architecture(folder / "config.json", config)
         try:
             front_end = FrontEnd(*(tuple(config[f"conv_{key}"]) for key in ("kernel", "stride", "dim")))
@@ -173,7 +163,7 @@ class Checkpoint:
             normalise=_normalises(folder),
             paddable=config["model_type"] in PADDABLE and config.get("feat_extract_norm") == "layer",
             balance=frames,
-            weights=_weights(folder),
+            weights=weight_files(folder, _convert(folder)),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
 
@@ -187,56 +177,8 @@ class Checkpoint:
 
         Equal revisions have the same weights, settings, vocabulary and decoder. Raises EngineLoadError.
         """
-        expected = dict(_listed(self.folder / SUMS))
-        own = (*self.others, *self.weights)
-        paths = list(dict.fromkeys((*own, *expected)))
-        found: dict[Path, str] = {}
-        try:
-            total = sum(path.stat().st_size for path in paths)
-            done = 0
-            for path in paths:
-                digest = hashlib.sha256()
-                for chunk in chunks(path):
-                    digest.update(chunk)
-                    done += len(chunk)
-                    progress(done / total, f"checking {path.name}")
-                found[path] = digest.hexdigest()
-                if path in expected and found[path] != expected[path]:
-                    raise EngineLoadError(
-                        f"{path} is not the file that {SUMS} lists: its SHA-256 is {found[path]}, "
-                        f"not {expected[path]}; copy or download it again"
-                    )
-        except OSError as error:
-            raise EngineLoadError(
-                f"{error.filename} cannot be read ({error.strerror}); copy the checkpoint again"
-            ) from error
-        parts = "".join(f"{path.name} {found[path]}\n" for path in own)
+        parts = verify(self.folder, (*self.others, *self.weights), progress)
         return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
-
-
-def chunks(path: Path) -> Iterator[bytes]:
-    """The bytes of a file, a few MB at a time. Raises OSError."""
-    with path.open("rb") as file:
-        while chunk := file.read(READ_AT_ONCE):
-            yield chunk
-
-
-def read_json(path: Path, without: str = "") -> dict[str, Any]:
-    """The object in a JSON file; without the file an empty one, or EngineLoadError where `without` says what it means.
-
-    Raises EngineLoadError for what is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        if not without:
-            return {}
-        raise EngineLoadError(f"{path.parent} has no {path.name}: {without}") from error
-    except (OSError, ValueError) as error:
-        raise EngineLoadError(f"{path} cannot be read as JSON ({error}); copy or download it again") from error
-    if not isinstance(value, dict):
-        raise EngineLoadError(f"{path} holds {type(value).__name__} where an object was expected; copy it again")
-    return value
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:
@@ -276,38 +218,7 @@ def _normalises(folder: Path) -> bool:
     return bool(settings.get("do_normalize", True))
 
 
-def _weights(folder: Path) -> tuple[Path, ...]:
-    """The files of the weights. Raises EngineLoadError where they are not there, or not as safetensors."""
-    if (folder / WEIGHTS).is_file():
-        return (folder / WEIGHTS,)
-    if index := read_json(folder / INDEX).get("weight_map"):
-        parts = tuple(folder / name for name in sorted(set(index.values())))
-        if missing := [path.name for path in parts if not path.is_file()]:
-            raise EngineLoadError(f"{folder} has no {', '.join(missing)}, which {INDEX} names; copy or download it")
-        return parts
-    pickles = sorted(path.name for pattern in ("*.bin", "*.pt", "*.pth") for path in folder.glob(pattern))
-    if not pickles:
-        raise EngineLoadError(f"{folder} has no {WEIGHTS}; copy or download the checkpoint's weights")
+def _convert(folder: Path) -> str:
+    """What to do with weights that are pickled."""
     code = f"from transformers import AutoModelForCTC as M; M.from_pretrained({str(folder)!r}).save_pretrained('NEW')"
-    raise EngineLoadError(
-        f"{folder} has its weights in {', '.join(pickles)} and not as {WEIGHTS}; pickled weights can run code when "
-        f'they are read, so they are not. If you trust them, convert them: python -c "{code}", '
-        f"and move NEW/{WEIGHTS} into the folder"
-    )
-
-
-def _listed(path: Path) -> Iterator[tuple[Path, str]]:
-    """Each file that a SHA256SUMS lists, with its SHA-256 in small hex digits; none if there is no such list."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return
-    except (OSError, ValueError) as error:
-        raise EngineLoadError(f"{path} cannot be read ({error}); write it with sha256sum, or delete it") from error
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        match = _SUM_LINE.fullmatch(line)
-        if match is None:
-            raise EngineLoadError(f"{path}, line {number}, is not '<sha256>  <file>'; write it with sha256sum")
-        yield Path(path.parent, match["name"]), match["sum"].lower()
+    return f'they are not. If you trust them, convert them: python -c "{code}", and move NEW/{WEIGHTS} into the folder'

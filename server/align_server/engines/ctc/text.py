@@ -9,8 +9,8 @@ import unicodedata
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
 
-from align_server.engines.ctc.checkpoint import read_json
 from align_server.engines.engine import EngineLoadError
+from align_server.engines.files import read_json
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from align_server.engines.ctc import checkpoint as ctc
-from align_server.engines.ctc.checkpoint import read_json
+from align_server.engines.ctc.checkpoint import Description
 from align_server.engines.engine import EngineLoadError, Progress
-from align_server.engines.whisper import files, openai
+from align_server.engines.files import read_config, read_json, verify, weight_files
+from align_server.engines.whisper import openai
 from align_server.engines.whisper.languages import languages
 from align_server.engines.whisper.size import Dimensions, Head
 
@@ -30,16 +31,8 @@ SETTINGS: Final = (  # of those that are there, times depend on all
     "merges.txt",
     "added_tokens.json",
 )
+PICKLED: Final = "only OpenAI's own files are, as whisper:FILE.pt; convert others with transformers"
 MULTILINGUAL: Final = 51865  # tokens that a multilingual model has at least, where its files do not say what it is
-
-
-@dataclass(frozen=True, slots=True)
-class Description:
-    """What a user chooses a checkpoint by: ISO 639-3 languages, its licence, and the bytes of its weights."""
-
-    languages: tuple[str, ...]
-    licence: str
-    size_bytes: int
 
 
 def describe(path: Path) -> Description:
@@ -76,11 +69,8 @@ class Checkpoint:
     @classmethod
     def read(cls, folder: Path) -> Checkpoint:
         """Read the checkpoint in `folder`, its weights aside. Raises EngineLoadError."""
-        if not folder.is_dir():
-            found = "is not a folder" if folder.exists() else "does not exist"
-            raise EngineLoadError(f"{folder} {found}; name a folder that holds a checkpoint, as whisper:FOLDER")
         path = folder / "config.json"
-        config = read_json(path, "it is not a checkpoint that transformers wrote")
+        config = read_config(folder, "whisper:FOLDER")
         _check_architecture(path, config)
         generation = read_json(folder / "generation_config.json")
         try:
@@ -106,7 +96,7 @@ class Checkpoint:
             size=size,
             heads=heads,
             multilingual=bool(generation.get("is_multilingual", size.vocabulary >= MULTILINGUAL)),
-            weights=files.weight_files(folder),
+            weights=weight_files(folder, PICKLED),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
 
@@ -126,7 +116,8 @@ class Checkpoint:
 
         Equal revisions have the same weights, settings, tokenizer, precision and decoder. Raises EngineLoadError.
         """
-        found = files.verify(self.folder, (*self.others, *self.weights), progress)
+        parts = verify(self.folder, (*self.others, *self.weights), progress)
+        found = hashlib.sha256(parts.encode()).hexdigest()
         return hashlib.sha256(f"decoder {DECODER_VERSION} {precision}\n{found}".encode()).hexdigest()[:12]
 
 

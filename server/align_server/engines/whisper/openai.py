@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Final
 import platformdirs
 from safetensors import SafetensorError
 
+from align_server.engines import files
 from align_server.engines.engine import EngineLoadError
-from align_server.engines.whisper import files
 from align_server.engines.whisper.languages import CODES
 
 if TYPE_CHECKING:

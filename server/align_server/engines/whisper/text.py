@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Final
 import tokenizers
 from tokenizers import models, pre_tokenizers
 
-from align_server.engines.ctc.checkpoint import read_json
 from align_server.engines.engine import EngineLoadError
+from align_server.engines.files import read_json
 from align_server.engines.whisper.languages import UNSPACED, code
 
 if TYPE_CHECKING:
