@@ -22,9 +22,10 @@ from align_server.engines import registry
 from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.bundle import MMS_FA, Bundle
 from align_server.engines.ctc.encoder import Encoder
-from align_server.engines.ctc.mms import MmsEngine, multiplies_bf16, read_model, ready
+from align_server.engines.ctc.mms import MmsEngine, read_model, ready
 from align_server.engines.ctc.romanise import Romaniser
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordKind
+from align_server.engines.precision import multiplies_bf16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -10,7 +10,6 @@ import hashlib
 import importlib.metadata
 import pickle
 import textwrap
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -23,6 +22,7 @@ from align_server.engines.ctc.checkpoint import DECODER_VERSION
 from align_server.engines.ctc.encoder import Encoder, Shape
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Word, silent
+from align_server.engines.precision import PRECISIONS, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 VERSION: Final = 1  # raised with every change of this file or of `romanise` that can change a time or a score
 LONGEST_TAIL_MS: Final = 100.0
 DOWNLOADING, CHECKING, READING = 0.7, 0.8, 0.9  # how far loading is after each
-PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
-_BF16_FLAGS: Final = frozenset({"avx512_bf16", "amx_bf16"})
 
 
 class MmsEngine(CtcAligner):
@@ -51,12 +49,8 @@ class MmsEngine(CtcAligner):
     """
 
     def __init__(self, device: str, precision: str = "auto", bundle: Bundle = MMS_FA) -> None:
-        if precision == "auto":
-            precision = "bf16" if device == "cpu" and multiplies_bf16() else "fp32"
-        if precision not in PRECISIONS:
-            raise EngineLoadError(f"there is no precision {precision!r}; there are auto, {' and '.join(PRECISIONS)}")
         self._bundle = bundle
-        self._precision = precision
+        self._precision = chosen(precision, device)
         self._tokens = {label: token for token, label in enumerate(bundle.labels) if token}
         self._romaniser = romanise.Romaniser(self._tokens.keys())
         traits = Traits(
@@ -134,16 +128,6 @@ class MmsEngine(CtcAligner):
         hidden = model.get_submodule("encoder")(features, frames)
         logits: torch.Tensor = model.get_submodule("aux")(hidden.float())
         return logits.log_softmax(-1).cpu()
-
-
-def multiplies_bf16(cpu: Path = Path("/proc/cpuinfo")) -> bool:
-    """Whether this machine's processor multiplies bf16 in hardware, as Linux says; elsewhere, that it does not."""
-    try:
-        lines = cpu.read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    flags = next((line for line in lines if line.startswith("flags")), "")
-    return not _BF16_FLAGS.isdisjoint(flags.split())
 
 
 def read_model(bundle: Bundle) -> Wav2Vec2Model:

@@ -28,6 +28,7 @@ from align_server.engines.engine import (
     WordTiming,
     silent,
 )
+from align_server.engines.precision import PRECISIONS, chosen
 from align_server.engines.whisper import openai
 from align_server.engines.whisper.align import first_frames
 from align_server.engines.whisper.checkpoint import Checkpoint
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
 FRAME: Final = 2 * HOP  # samples
 MAX_SEGMENT_S: Final = 30.0  # what the model was trained on
 CHECKING: Final = 0.6  # of the time of loading
-PRECISIONS: Final = {"fp32": torch.float32, "bf16": torch.bfloat16}
 # Zeros after the audio, in frames, and what their sum with the audio is rounded up to. OpenAI pads to 30 s: ten times
 # the work for an utterance of 3 s, and word starts of tiny.en that are no nearer to hand labels (104 ms, here 101).
 MARGIN: Final = 50
@@ -116,7 +116,7 @@ class WhisperEngine(Engine):
         self._revision = ""
         self._name = name
         self._device = device
-        self._precision = _best(device) if precision == "auto" else precision
+        self._precision = chosen(precision, device)  # in bf16 no word of speech/ae moves by over a frame
 
     @property
     def name(self) -> str:
@@ -306,12 +306,6 @@ class WhisperEngine(Engine):
         self._model = None
         if self.device == "cuda":
             torch.cuda.empty_cache()
-
-
-def _best(device: str) -> str:
-    """bf16 on CPUs that compute in it: 2.4 times as fast there, and no word of speech/ae moves by over a frame."""
-    able = torch.cpu.get_capabilities() if device == "cpu" else {}
-    return "bf16" if able.get("avx512_bf16") or able.get("amx_bf16") else "fp32"
 
 
 def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Whisper:
