@@ -15,16 +15,15 @@ from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor
 
 from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.engine import CtcEngine
-from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordKind, WordTiming
+from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
 from checkpoints import LETTERS, change_json, write_checkpoint
+from segments import PAUSE, SLOT, noise, segment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     import numpy.typing as npt
 
-SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
-PAUSE = Word("", kind=WordKind.PAUSE)
 FAMILIES = (
     "data2vec-audio",
     "hubert",
@@ -58,15 +57,6 @@ def loaded(folder: Path) -> CtcEngine:
     engine = CtcEngine(f"ctc:{folder}", folder, "cpu")
     engine.load()
     return engine
-
-
-def noise(seconds: float, seed: int = 0) -> npt.NDArray[np.int16]:
-    return np.random.default_rng(seed).normal(20, 1000, round(16000 * seconds)).astype(np.int16)
-
-
-def segment(*words: str | Word, seconds: float = 2.0, seed: int = 0) -> Segment:
-    items = tuple(word if isinstance(word, Word) else Word(word) for word in words)
-    return Segment(f"{seconds} s, {seed}", noise(seconds, seed), items)
 
 
 def several() -> list[Segment]:

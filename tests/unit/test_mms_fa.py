@@ -24,8 +24,9 @@ from align_server.engines.ctc.bundle import MMS_FA, Bundle
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.mms import MmsEngine, read_model, ready
 from align_server.engines.ctc.romanise import Romaniser
-from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordKind
+from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment
 from align_server.engines.precision import multiplies_bf16
+from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -34,8 +35,6 @@ if TYPE_CHECKING:
 
     from align_server.engines.engine import WordTiming
 
-SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
-PAUSE = Word("", kind=WordKind.PAUSE)
 TINY: dict[str, Any] = {
     "extractor_conv_layer_config": [
         (8, kernel, stride) for _, kernel, stride in TORCHAUDIO._params["extractor_conv_layer_config"]
@@ -108,15 +107,6 @@ def loaded(bundle: Bundle = BUNDLE, precision: str = "fp32") -> MmsEngine:
     engine = MmsEngine("cpu", precision, bundle)
     engine.load()
     return engine
-
-
-def noise(seconds: float, seed: int = 0) -> npt.NDArray[np.int16]:
-    return np.random.default_rng(seed).normal(20, 1000, round(16000 * seconds)).astype(np.int16)
-
-
-def segment(*words: str | Word, seconds: float = 2.0, seed: int = 0) -> Segment:
-    items = tuple(word if isinstance(word, Word) else Word(word) for word in words)
-    return Segment(f"{seconds} s, {seed}", noise(seconds, seed), items)
 
 
 def several() -> list[Segment]:

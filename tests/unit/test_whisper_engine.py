@@ -10,17 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from align_server.engines.engine import MissingReason, Result, Segment, Word, WordKind
+from align_server.engines.engine import MissingReason, Result, Segment, Word
 from align_server.engines.whisper.engine import WhisperEngine, _Prepared, _Scored
+from segments import PAUSE, SLOT, noise, segment
 from whispers import write_whisper
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy.typing as npt
-
-SLOT = Word("", kind=WordKind.UNKNOWN_SOUND)
-PAUSE = Word("", kind=WordKind.PAUSE)
 
 
 @pytest.fixture(scope="module")
@@ -37,15 +33,6 @@ def loaded(folder: Path, precision: str = "fp32") -> WhisperEngine:
     engine = WhisperEngine(f"whisper:{folder}", folder, "cpu", precision)
     engine.load()
     return engine
-
-
-def noise(seconds: float, seed: int = 0) -> npt.NDArray[np.int16]:
-    return np.random.default_rng(seed).normal(20, 1000, round(16000 * seconds)).astype(np.int16)
-
-
-def segment(*words: str | Word, seconds: float = 2.0, seed: int = 0) -> Segment:
-    items = tuple(word if isinstance(word, Word) else Word(word) for word in words)
-    return Segment(f"{seconds} s, {seed}", noise(seconds, seed), items)
 
 
 def several() -> list[Segment]:
