@@ -52,12 +52,14 @@ class Word:
 class Segment:
     """A stretch of audio and what is said in it.
 
-    `pcm` is int16, mono, at `SAMPLE_RATE`, shape [samples].
+    `pcm` is int16, mono, at `SAMPLE_RATE`, shape [samples]. With `transcribe` there are no words, and they are to be
+    found: in that ISO 639-3 language, or where it is empty, in the one that is heard. None means aligning.
     """
 
     id: str
     pcm: npt.NDArray[np.int16]
     words: tuple[Word, ...]
+    transcribe: str | None = None
 
     @property
     def duration_ms(self) -> int:
@@ -82,14 +84,20 @@ class WordTiming:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """One timing for each word of the segment, in its order; slots and pauses included."""
+    """One timing for each word of the segment, in its order; slots and pauses included.
+
+    Of a segment that asked for its words these are in `said`, one for each timing, as they would be written, with
+    what stops a sentence at their ends; both are empty where nothing is said.
+    """
 
     words: tuple[WordTiming, ...]
+    said: tuple[Word, ...] = ()
 
     @classmethod
     def missing(cls, segment: Segment, reason: MissingReason, detail: str = "") -> Result:
-        """The result of a segment none of whose words could be timed."""
-        return cls(tuple(WordTiming(reason=reason, detail=detail) for _ in segment.words))
+        """The result of a segment none of whose words could be timed, or found: then of one unknown sound."""
+        said = () if segment.transcribe is None else (Word("", segment.transcribe, WordKind.UNKNOWN_SOUND),)
+        return cls(tuple(WordTiming(reason=reason, detail=detail) for _ in segment.words or said), said)
 
 
 def silent(_share: float, _what: str) -> None:
@@ -146,6 +154,11 @@ class Engine(abc.ABC):
     @abc.abstractmethod
     def pads(self) -> bool:
         """Whether `compute` pads a batch to its longest segment, so that unlike lengths waste time."""
+
+    @property
+    def transcribes(self) -> bool:
+        """Whether it takes segments that ask for their words."""
+        return False
 
     @abc.abstractmethod
     def load(self, progress: Progress = silent) -> None:
