@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from align_client.progress import Lines
     from align_client.report import FileReport
     from align_client.sdk.types import AlignResult
+    from align_client.transcription import Transcribed
 
 INCOMPLETE = 1
 NO_SERVER = 3
@@ -153,6 +154,79 @@ def words(
     else:
         _print_words(result)
     sys.exit(0 if all(word.reason is None for word in result.words) else INCOMPLETE)
+
+
+@main.command()
+@click.argument("audio", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    required=True,
+    help="The .cha file to write; put it beside the recording.",
+)
+@click.option("--language", metavar="CODE", default="", help="ISO 639-3, such as eng; default: the one that is heard.")
+@click.option("--force", is_flag=True, help="Write over OUT where it exists.")
+@_server
+def transcribe(
+    *,
+    audio: Path,
+    out: Path,
+    language: str,
+    force: bool,
+    address: str | None,
+    start_server: bool,
+    model: str | None,
+) -> None:
+    """Write a first CHAT transcript of a recording, with utterances, bullets and %wor, for a person to correct.
+
+    All words are of one speaker, PAR. Needs a server with a model that can find words, such as whisper:FOLDER.
+    """
+    if out.suffix.lower() != ".cha":
+        raise click.UsageError(f"{out} is not named .cha, as CHAT files are")
+    if out.exists() and not force:
+        raise click.UsageError(f"{out} exists; choose another name, or write over it with --force")
+    if language and not re.fullmatch("[a-z]{3}", language):
+        raise click.UsageError(f"{language!r} is no ISO 639-3 code; these have three small letters, such as eng")
+    done = asyncio.run(_transcribe(audio, out, language, address, model, start_server=start_server))
+    recording = done.recording
+    seconds = recording.duration_ms / 1000
+    heard = f"{len(recording.words)} words in {recording.language}" if recording.words else "no words"
+    click.echo(f"{out}: {heard}, in {seconds:.1f} s of audio, by {done.model}")
+    for gap in recording.gaps:
+        where = f"{gap.span.start_ms / 1000:.1f} to {gap.span.end_ms / 1000:.1f} s"
+        click.echo(f"{audio}: nothing was transcribed from {where}: {gap.why}", err=True)
+    sys.exit(INCOMPLETE if recording.gaps else 0)
+
+
+async def _transcribe(
+    audio: Path, out: Path, language: str, address: str | None, model: str | None, *, start_server: bool
+) -> Transcribed:
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from align_client.media.errors import MediaError
+    from align_client.sdk.async_client import AsyncClient
+    from align_client.sdk.errors import AlignError, RequestRefused
+    from align_client.transcription import transcribe
+
+    console = Console(stderr=True)
+    async with AsyncClient(address, model=model) as client:
+        try:
+            await _reach(client, start_server=start_server)
+            with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+                task = progress.add_task(audio.name, total=1.0)
+                return await transcribe(
+                    client, audio, out, language, advance=lambda share: progress.update(task, completed=share)
+                )
+        except RequestRefused as error:
+            raise click.UsageError(str(error)) from error
+        except MediaError as error:
+            raise click.ClickException(str(error)) from error
+        except OSError as error:
+            raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from error
+        except AlignError as error:
+            _no_server(error)
 
 
 async def _align(

@@ -16,18 +16,17 @@ from align_client.chat.words import ItemKind
 from align_client.files import Job, write_atomically
 from align_client.media.errors import MediaError
 from align_client.media.locate import find_media
-from align_client.media.stream import cut, duration_ms
+from align_client.media.stream import cut_in_thread, duration_ms
 from align_client.plan import Plan, Planned, collect, past_end, plan
 from align_client.progress import Progress, Silent
 from align_client.report import FileReport, Note, Status
 from align_client.sdk.errors import AlignError, ServerUnavailable
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     from align_client.chat.document import Utterance
-    from align_client.media.stream import Cut
     from align_client.sdk.async_client import AsyncClient
     from align_client.sdk.stream import AlignStream
     from align_client.sdk.types import WordTiming
@@ -123,7 +122,7 @@ class Corpus:
             return
         waiting = list(reversed(work.segments))
         try:
-            async for piece in _cuts(work.media, work.segments):
+            async for piece in cut_in_thread(work.media, [one.span for one in work.segments]):
                 segment = waiting.pop()
                 if piece.recording_ms is not None:
                     for part in segment.parts:
@@ -237,24 +236,6 @@ def _matters(utterance: Utterance, document: Document, options: Options) -> bool
 
 def _word_count(utterance: Utterance) -> int:
     return sum(item.kind is ItemKind.WORD for item in utterance.items)
-
-
-async def _cuts(media: Path, segments: Sequence[Planned]) -> AsyncIterator[Cut]:
-    """The audio of each segment, decoded in a thread. One at a time: the next is cut when it is asked for."""
-    pieces = cut(media, [segment.span for segment in segments])
-    turn: asyncio.Future[Cut | None] | None = None
-    try:
-        while True:
-            turn = asyncio.ensure_future(asyncio.to_thread(next, pieces, None))
-            piece = await asyncio.shield(turn)
-            if piece is None:
-                return
-            yield piece
-    finally:
-        # A thread cannot be interrupted: when this task is, the file is closed after the thread is done with it.
-        if turn is not None:
-            await asyncio.wait([turn])
-        pieces.close()
 
 
 def _seconds(segment: Planned) -> float:

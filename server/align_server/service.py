@@ -62,7 +62,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
             stream.wake()
 
     async def Align(self, request: pb.AlignRequest, context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
-        """Align one segment."""
+        """Align or transcribe one segment."""
         arrived = time.monotonic()
         remaining = context.time_remaining()
         deadline = None if remaining is None else arrived + remaining
@@ -83,7 +83,9 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 work.future.cancel()
                 self._edge.admission.release_unary(audio_ms)
                 self._edge.report(work, batcher.engine.name, context)
-            return pb.AlignResponse(model=batcher.engine.name, words=wire.timings(result))
+            return pb.AlignResponse(
+                model=batcher.engine.name, words=wire.timings(result), said=wire.said(result)
+            )
         raise AssertionError("statuses() ends every failed call with a status")
 
     async def AlignStream(self, requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract

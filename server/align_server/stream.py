@@ -50,7 +50,11 @@ class Edge:
 
     def segment(self, message: pb.Segment, pcm: bytes, batcher: Batcher) -> Segment:
         """The segment of a message whose audio is `pcm`. Raises Invalid."""
-        return wire.segment(message, pcm, max_segment_s=batcher.engine.max_segment_s, max_words=self.max_words)
+        engine = batcher.engine
+        found = wire.segment(message, pcm, max_segment_s=engine.max_segment_s, max_words=self.max_words)
+        if found.transcribe is not None and not engine.transcribes:
+            raise Invalid("segment.transcribe", f"model {engine.name!r} cannot find words; a whisper: model can")
+        return found
 
     def report(self, work: Work, model: str, context: Any) -> None:
         """One line in the log and one span for a segment that is over."""
@@ -217,8 +221,9 @@ class Stream:
         self._admission.computed(grant, sent_ms)
         match work.future.exception():
             case None:
-                words = wire.timings(work.future.result())
-                self._send(pb.SegmentResult(id=work.segment.id, words=words), sent_ms)
+                result = work.future.result()
+                found = pb.SegmentResult(id=work.segment.id, words=wire.timings(result), said=wire.said(result))
+                self._send(found, sent_ms)
             case Invalid() | DeadlineTooSoon() as refusal:
                 self._refuse(work.segment.id, refusal, sent_ms)
             case Refusal() as refusal:

@@ -21,6 +21,7 @@ KINDS = {
     pb.WORD_KIND_UNKNOWN_SOUND: WordKind.UNKNOWN_SOUND,
     pb.WORD_KIND_PAUSE: WordKind.PAUSE,
 }
+SENT_KINDS = {kind: number for number, kind in KINDS.items() if number != pb.WORD_KIND_UNSPECIFIED}
 REASONS = {
     MissingReason.UNPRONOUNCEABLE: pb.MISSING_REASON_UNPRONOUNCEABLE,
     MissingReason.UNSUPPORTED_LANGUAGE: pb.MISSING_REASON_UNSUPPORTED_LANGUAGE,
@@ -42,7 +43,9 @@ def segment(message: pb.Segment, pcm: bytes, *, max_segment_s: float, max_words:
         raise Invalid("segment.pcm", f"{len(pcm)} bytes are not a whole number of 16-bit samples")
     if not pcm:
         raise Invalid("segment.pcm", "there is no audio in it")
-    if not message.words:
+    if message.HasField("transcribe") and message.words:
+        raise Invalid("segment.words", "a segment asks for its words and has some; leave out one of the two")
+    if not message.words and not message.HasField("transcribe"):
         raise Invalid("segment.words", "there is no word to align")
     if len(message.words) > max_words:
         raise Invalid("segment.words", f"{len(message.words)} words are more than the {max_words} allowed")
@@ -54,7 +57,8 @@ def segment(message: pb.Segment, pcm: bytes, *, max_segment_s: float, max_words:
         if kind is WordKind.WORD and not word.text.strip():
             raise Invalid(f"segment.words[{index}].text", "a word has no text")
         words.append(Word(word.text, word.language, kind))
-    found = Segment(message.id, np.frombuffer(pcm, dtype="<i2"), tuple(words))
+    transcribe = message.transcribe.language if message.HasField("transcribe") else None
+    found = Segment(message.id, np.frombuffer(pcm, dtype="<i2"), tuple(words), transcribe)
     limit_ms = int(max_segment_s * 1000)
     if found.duration_ms > limit_ms:
         raise Invalid("segment.pcm", f"{found.duration_ms} ms of audio is longer than the {limit_ms} ms allowed")
@@ -79,6 +83,7 @@ def model(row: ModelStatus) -> pb.Model:
         revision=batcher.engine.revision if batcher else "",
         max_segment_ms=int(batcher.engine.max_segment_s * 1000) if batcher else 0,
         is_default=row.is_default,
+        transcribes=batcher.engine.transcribes if batcher else False,
         load=pb.ModelLoad(
             queued_ms=batcher.queued_ms,
             computing_ms=batcher.computing_ms,
@@ -89,6 +94,11 @@ def model(row: ModelStatus) -> pb.Model:
         if batcher
         else None,
     )
+
+
+def said(result: Result) -> list[pb.Word]:
+    """The words that were found, where they were asked for."""
+    return [pb.Word(text=word.text, language=word.language, kind=SENT_KINDS[word.kind]) for word in result.said]
 
 
 def timings(result: Result) -> list[pb.WordTiming]:

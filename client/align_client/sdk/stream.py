@@ -10,13 +10,14 @@ import itertools
 from collections import deque
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import grpc
 
 from align_client.sdk import wire
 from align_client.sdk.errors import AlignError, ServerUnavailable, from_status
 from align_client.sdk.retry import Backoff
+from align_client.sdk.types import Transcript, Word
 from align_proto.v1 import align_pb2 as pb
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from align_client.sdk.types import Word, WordTiming
+    from align_client.sdk.types import WordTiming
     from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
     Metadata = tuple[tuple[str, str], ...]
@@ -41,11 +42,22 @@ class _Pending:
     id: str
     pcm: npt.NDArray[np.int16]
     words: Sequence[Word]
+    transcribe: str | None
     cost_ms: int
     losses: int = 0
-    future: asyncio.Future[tuple[WordTiming, ...]] = field(
-        default_factory=lambda: asyncio.get_running_loop().create_future()
-    )
+    future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
+
+    def answer(self, result: pb.SegmentResult) -> tuple[WordTiming, ...] | Transcript:
+        """What the server found. Raises ServerFault."""
+        if self.transcribe is not None:
+            return wire.transcript(result.said, result.words)
+        return wire.timings(self.words, result.words)
+
+    def refusal(self, refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...] | Transcript:
+        """The same where the server did not take the segment."""
+        if self.transcribe is not None:
+            return Transcript(problem=wire.refused([Word("")], refusal)[0].why)
+        return wire.refused(self.words, refusal)
 
     def fail(self, error: AlignError) -> None:
         """Raise the error where the future is awaited, if it is."""
@@ -101,7 +113,13 @@ class AlignStream:
 
     async def submit(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> asyncio.Future[tuple[WordTiming, ...]]:
         """Hand over one segment, 16 kHz mono int16, and get its future. Waits while too much is held already."""
-        pending = _Pending(str(next(self._ids)), pcm, words, wire.audio_ms(pcm))
+        return await self._submit(_Pending(str(next(self._ids)), pcm, words, None, wire.audio_ms(pcm)))
+
+    async def transcribe(self, pcm: npt.NDArray[np.int16], language: str = "") -> asyncio.Future[Transcript]:
+        """The same for a segment whose words are to be found; `language` is ISO 639-3, empty for the one heard."""
+        return await self._submit(_Pending(str(next(self._ids)), pcm, (), language, wire.audio_ms(pcm)))
+
+    async def _submit(self, pending: _Pending) -> asyncio.Future[Any]:
         await self._wait_for(lambda: self._held_ms < MAX_HELD_MS or self._failure)
         if self._failure:
             raise self._failure
@@ -181,9 +199,9 @@ class AlignStream:
                 backoff.succeeded()
                 self._granted_ms = response.granted_ms or self._granted_ms
                 for result in response.results:
-                    self._answer(result.id, partial(wire.timings, answers=result.words))
+                    self._answer(result.id, partial(_Pending.answer, result=result))
                 for refusal in response.refusals:
-                    self._answer(refusal.id, partial(wire.refused, refusal=refusal))
+                    self._answer(refusal.id, partial(_Pending.refusal, refusal=refusal))
                 self._notify()
             if not self._closing:
                 raise ServerUnavailable(f"the server at {self._address} ended the stream")
@@ -193,13 +211,13 @@ class AlignStream:
             await asyncio.gather(sender, return_exceptions=True)
             call.cancel()
 
-    def _answer(self, segment_id: str, timings: Callable[[Sequence[Word]], tuple[WordTiming, ...]]) -> None:
+    def _answer(self, segment_id: str, found: Callable[[_Pending], object]) -> None:
         pending = self._unanswered.pop(segment_id, None)
         if pending is None:
             return
         self._unanswered_ms -= pending.cost_ms
         if not pending.future.done():
-            pending.future.set_result(timings(pending.words))
+            pending.future.set_result(found(pending))
 
     async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:
         """Send what the credit allows, in order; ask where the next segment needs more and no answer will bring it."""
@@ -242,6 +260,6 @@ class AlignStream:
             self._sent_ms += head.cost_ms
             self._unanswered[head.id] = head
             self._unanswered_ms += head.cost_ms
-            wire.fill(request.segments.add(), head.id, head.pcm, head.words)
+            wire.fill(request.segments.add(), head.id, head.pcm, head.words, transcribe=head.transcribe)
             together_ms += head.cost_ms
         return request if together_ms else None

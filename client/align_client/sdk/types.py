@@ -76,10 +76,22 @@ class AlignResult:
 
 
 @dataclass(frozen=True, slots=True)
+class Transcript:
+    """The words that were found in some audio, with their times, as they would be written: with capitals and stops.
+
+    `language` is ISO 639-3, "" where nothing was found. `problem` says why a stretch could not be transcribed, or "".
+    """
+
+    words: tuple[WordTiming, ...] = ()
+    language: str = ""
+    problem: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One model that a server can serve. `state` is available, loading, serving or failed.
 
-    The load is that of a model that serves: audio in seconds, `rate` in audio seconds per second.
+    `transcribes` and the load are those of a model that serves: audio in seconds, `rate` in audio seconds per second.
     """
 
     name: str
@@ -91,6 +103,7 @@ class ModelInfo:
     revision: str
     max_segment_s: float
     is_default: bool
+    transcribes: bool = False
     queued_s: float = 0.0
     computing_s: float = 0.0
     rate: float = 0.0

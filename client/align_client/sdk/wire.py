@@ -5,7 +5,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from align_client.sdk.errors import ServerFault
-from align_client.sdk.types import ClientLoad, MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
+from align_client.sdk.types import (
+    ClientLoad,
+    MissingReason,
+    ModelInfo,
+    ServerInfo,
+    Transcript,
+    Word,
+    WordKind,
+    WordTiming,
+)
 from align_proto.v1 import align_pb2 as pb
 
 if TYPE_CHECKING:
@@ -29,8 +38,21 @@ REASONS = {
 }
 
 
-def fill(message: pb.Segment, segment_id: str, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> None:
-    """Make the message that of a segment, where it stands: a message put into another is copied, audio and all."""
+def fill(
+    message: pb.Segment,
+    segment_id: str,
+    pcm: npt.NDArray[np.int16],
+    words: Sequence[Word] = (),
+    *,
+    transcribe: str | None = None,
+) -> None:
+    """Make the message that of a segment, where it stands: a message put into another is copied, audio and all.
+
+    With `transcribe`, a language or "" for the one that is heard, it asks for its words.
+    """
+    if transcribe is not None:
+        message.transcribe.language = transcribe
+        message.transcribe.SetInParent()  # it is there even where it is empty
     message.id = segment_id
     message.pcm = pcm.astype("<i2", copy=False).tobytes()
     for word in words:
@@ -47,6 +69,16 @@ def timings(words: Sequence[Word], answers: Sequence[pb.WordTiming]) -> tuple[Wo
     if len(answers) != len(words):
         raise ServerFault(f"the server gave {len(answers)} times for {len(words)} words")
     return tuple(_timing(word.text, answer) for word, answer in zip(words, answers, strict=True))
+
+
+def transcript(said: Sequence[pb.Word], answers: Sequence[pb.WordTiming]) -> Transcript:
+    """What was found in a segment that asked for its words. Raises ServerFault where words and times do not agree."""
+    if len(answers) != len(said):
+        raise ServerFault(f"the server gave {len(answers)} times for {len(said)} words that it found")
+    words = tuple(_timing(word.text, answer) for word, answer in zip(said, answers, strict=True))
+    timed = tuple(word for word in words if word.reason is None)
+    problem = next((word.why for word in words if word.reason is not None), "")
+    return Transcript(timed, said[0].language if timed else "", problem)
 
 
 def refused(words: Sequence[Word], refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...]:
@@ -73,6 +105,7 @@ def model_info(message: pb.Model) -> ModelInfo:
         revision=message.revision,
         max_segment_s=message.max_segment_ms / 1000,
         is_default=message.is_default,
+        transcribes=message.transcribes,
         queued_s=message.load.queued_ms / 1000,
         computing_s=message.load.computing_ms / 1000,
         rate=message.load.rate,
