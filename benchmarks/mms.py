@@ -30,6 +30,7 @@ SPEED = 3.0  # times the loop
 SHARE = 0.65  # of the rate of matrix products
 GEMM = (1600, 1024, 4096)
 GEMM_S = 2.0
+MEMORY = 1 / 8  # of as many processes of today's tools as there are clients
 LOADED_MB = 900  # beside the weights
 PEAK = 1.3  # of what is there after loading
 MB = processes.MB
@@ -57,6 +58,7 @@ def measure(scale: Scale) -> Iterator[Row]:
                 ours.append(seconds_of(portion) / clients.turn().wall_s)
                 loop.append(seconds_of(some) / tool.turn().wall_s)
             working = processes.peak_rss(server.process.pid) / MB
+            beside, alone = max(clients.peaks()) / MB, tool.peaks()[0] / MB
         ratios = [one / other for one, other in zip(ours, loop, strict=True)]
         yield Row(
             f"{bundle.NAME}, random weights, in the server with {CLIENTS} clients over the loop of today's tools "
@@ -78,7 +80,14 @@ def measure(scale: Scale) -> Iterator[Row]:
             f"at most {PEAK:g} times",
             peak <= PEAK * loaded,
         )
-        yield Row(f"the most that it had with {CLIENTS} clients at work", f"{working:.0f} MB")
+        together = working + CLIENTS * beside
+        yield Row(
+            f"the most memory of the server and its {CLIENTS} clients over that of {CLIENTS} processes of the loop",
+            f"{together / (CLIENTS * alone):.3f}: {working:.0f} and {CLIENTS} x {beside:.0f} MB, "
+            f"{CLIENTS} x {alone:.0f} MB",
+            f"at most {MEMORY:g}",
+            together <= MEMORY * CLIENTS * alone,
+        )
         with processes.Crew(make_arithmetic, [(portion, cores)]) as arithmetic:
             turns = [arithmetic.turn().answers[0] for _ in range(scale.of(2, 3))]
     shares = [rate / gemm for rate, gemm in turns]

@@ -155,6 +155,10 @@ class Crew:
         for process in self._processes:
             process.join(timeout=30)
 
+    def peaks(self) -> list[int]:
+        """The most memory that each had so far, in bytes."""
+        return [peak_rss(process.pid or 0) for process in self._processes]
+
     def turn(self) -> Turn:
         """Let every worker work once, and wait for them."""
         started = time.perf_counter()
