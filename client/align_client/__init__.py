@@ -29,6 +29,7 @@ __all__ = [
     "MissingReason",
     "ModelInfo",
     "ServerInfo",
+    "Transcript",
     "Word",
     "WordKind",
     "WordTiming",

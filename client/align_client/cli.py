@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 
     from align_client.files import Job
     from align_client.progress import Lines
+    from align_client.recognition import Recording
     from align_client.report import FileReport
     from align_client.sdk.types import AlignResult
-    from align_client.transcription import Transcribed
 
 INCOMPLETE = 1
 NO_SERVER = 3
@@ -188,11 +188,10 @@ def transcribe(
         raise click.UsageError(f"{out} exists; choose another name, or write over it with --force")
     if language and not re.fullmatch("[a-z]{3}", language):
         raise click.UsageError(f"{language!r} is no ISO 639-3 code; these have three small letters, such as eng")
-    done = asyncio.run(_transcribe(audio, out, language, address, model, start_server=start_server))
-    recording = done.recording
+    recording = asyncio.run(_transcribe(audio, out, language, address, model, start_server=start_server))
     seconds = recording.duration_ms / 1000
     heard = f"{len(recording.words)} words in {recording.language}" if recording.words else "no words"
-    click.echo(f"{out}: {heard}, in {seconds:.1f} s of audio, by {done.model}")
+    click.echo(f"{out}: {heard}, in {seconds:.1f} s of audio, by {recording.model}")
     for gap in recording.gaps:
         where = f"{gap.span.start_ms / 1000:.1f} to {gap.span.end_ms / 1000:.1f} s"
         click.echo(f"{audio}: nothing was transcribed from {where}: {gap.why}", err=True)
@@ -201,7 +200,7 @@ def transcribe(
 
 async def _transcribe(
     audio: Path, out: Path, language: str, address: str | None, model: str | None, *, start_server: bool
-) -> Transcribed:
+) -> Recording:
     from rich.console import Console
     from rich.progress import Progress
 

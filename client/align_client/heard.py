@@ -12,6 +12,7 @@ class Heard:
     text: str
     start_ms: int
     end_ms: int
+    score: float = 0.0
 
     @property
     def middle_ms(self) -> float:

@@ -8,10 +8,12 @@ from __future__ import annotations
 import asyncio
 import itertools
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from align_client.heard import Heard
 from align_client.media.stream import Span, cut_in_thread, duration_ms
+from align_client.sdk.errors import RequestRefused
 from align_client.sdk.types import Transcript
 
 if TYPE_CHECKING:
@@ -19,7 +21,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from align_client.sdk.async_client import AsyncClient
-    from align_client.sdk.types import WordTiming
+    from align_client.sdk.stream import AlignStream
+    from align_client.sdk.types import ModelInfo, WordTiming
 
 WINDOW_MS: Final = 30_000  # what Whisper was trained on
 OVERLAP_MS: Final = 5_000
@@ -37,35 +40,37 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class Recording:
-    """What was heard in a recording; `language` is ISO 639-3, "" where nothing was."""
+    """What was heard in a recording, and by which model; `language` is ISO 639-3, "" where nothing was."""
 
     words: tuple[Heard, ...]
     language: str
     gaps: tuple[Gap, ...]
     duration_ms: int
+    model: str
 
 
 async def recognise(
-    client: AsyncClient,
-    path: Path,
-    language: str = "",
-    *,
-    longest_ms: int = WINDOW_MS,
-    advance: Callable[[float], object] = lambda _share: None,
+    client: AsyncClient, path: Path, language: str = "", *, advance: Callable[[float], object] = lambda _share: None
 ) -> Recording:
     """Everything that is said in the recording at `path`. `advance` is told how much of it is done, 0 to 1.
 
-    Without a language each window is heard in its own, and the commonest is the recording's; windows in another are
-    heard once more in that one, as a short or noisy window is easily taken for a language that nobody speaks there.
-    Raises MediaError and AlignError.
+    `language` is ISO 639-3. Without it each window is heard in its own, and the commonest is the recording's; windows
+    in another are heard once more in that one, as a short or noisy window is easily taken for a language that nobody
+    speaks there. The model is the client's, or the server's first that can find words; raises RequestRefused where
+    there is none, MediaError and AlignError.
     """
+    model = await _model(client)
+    longest_ms = min(round(1000 * model.max_segment_s) or WINDOW_MS, WINDOW_MS)
+    if longest_ms < 2 * OVERLAP_MS:
+        raise RequestRefused(f"model {model.name!r} takes {longest_ms} ms at a time, too little to transcribe with")
+    listen = partial(_transcripts, partial(client.stream, model.name), path)
     whole_ms = await asyncio.to_thread(duration_ms, path)
-    spans = list(windows(whole_ms, min(longest_ms, WINDOW_MS)))
-    found = await _transcripts(client, path, spans, language, advance)
+    spans = list(windows(whole_ms, longest_ms))
+    found = await listen(spans, language, advance)
     if not language:
         language = commonest(found)
         again = [i for i, one in enumerate(found) if one.words and one.language != language]
-        retried = await _transcripts(client, path, [spans[i] for i in again], language, lambda _share: None)
+        retried = await listen([spans[i] for i in again], language, lambda _share: None)
         for i, one in zip(again, retried, strict=True):
             found[i] = one
     words: list[Heard] = []
@@ -76,7 +81,7 @@ async def recognise(
         )
         end = span.end_ms
     gaps = [Gap(span, one.problem) for span, one in zip(spans, found, strict=True) if one.problem]
-    return Recording(tuple(words), language if words else "", tuple(gaps), whole_ms)
+    return Recording(tuple(words), language if words else "", tuple(gaps), whole_ms, model.name)
 
 
 def windows(whole_ms: int, longest_ms: int = WINDOW_MS) -> Iterator[Span]:
@@ -146,13 +151,37 @@ def commonest(transcripts: Sequence[Transcript]) -> str:
     return language if words.get(language) else ""
 
 
+async def _model(client: AsyncClient) -> ModelInfo:
+    """The model to use. Raises RequestRefused."""
+    rows = await client.models()
+    if client.model:
+        row = next((row for row in rows if row.name == client.model), None)
+        if row is None:
+            names = ", ".join(row.name for row in rows)
+            raise RequestRefused(f"the server has no model {client.model!r}; it can serve {names}")
+        if not row.transcribes:
+            raise RequestRefused(f"model {row.name!r} cannot find words, only align them; a whisper: model can")
+        return row
+    able = [row for row in rows if row.transcribes]
+    if not able:
+        names = ", ".join(row.name for row in rows)
+        raise RequestRefused(
+            f"the server can serve {names}, none of which can find words; start it with --model whisper:... too"
+        )
+    return able[0]
+
+
 async def _transcripts(
-    client: AsyncClient, path: Path, spans: Sequence[Span], language: str, advance: Callable[[float], object]
+    begin: Callable[[], AlignStream],
+    path: Path,
+    spans: Sequence[Span],
+    language: str,
+    advance: Callable[[float], object],
 ) -> list[Transcript]:
     """What the server found in each stretch."""
     futures: list[asyncio.Future[Transcript]] = []
     done = itertools.count(1)
-    async with client.stream() as stream:
+    async with begin() as stream:
         async for piece in cut_in_thread(path, spans):
             if not len(piece.pcm):
                 break  # the recording is shorter than its header says
@@ -165,4 +194,4 @@ async def _transcripts(
 
 def _heard(word: WordTiming, span: Span) -> Heard:
     start, end = round(1000 * (word.start or 0.0)), round(1000 * (word.end or 0.0))
-    return Heard(word.text.strip(), span.start_ms + start, span.start_ms + end)
+    return Heard(word.text.strip(), span.start_ms + start, span.start_ms + end, word.score)

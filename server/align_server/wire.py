@@ -83,7 +83,7 @@ def model(row: ModelStatus) -> pb.Model:
         revision=batcher.engine.revision if batcher else "",
         max_segment_ms=int(batcher.engine.max_segment_s * 1000) if batcher else 0,
         is_default=row.is_default,
-        transcribes=batcher.engine.transcribes if batcher else False,
+        transcribes=row.description.transcribes,
         load=pb.ModelLoad(
             queued_ms=batcher.queued_ms,
             computing_ms=batcher.computing_ms,

@@ -23,7 +23,7 @@ from align_client.sdk.address import default_address, default_socket
 from align_client.sdk.errors import AccessDenied, DeadlineExceeded, ServerBusy, VersionMismatch, from_status
 from align_client.sdk.retry import Backoff
 from align_client.sdk.stream import AlignStream
-from align_client.sdk.types import AlignResult, ModelInfo, ServerInfo, Word
+from align_client.sdk.types import AlignResult, ModelInfo, ServerInfo, Transcript, Word, WordTiming
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
@@ -127,6 +127,19 @@ class AsyncClient:
 
         corpus = Corpus(self, Options())
         return (await corpus.run([Job(Path(source), Path(target))]))[0]
+
+    async def transcribe(self, audio: str | os.PathLike[str], language: str = "") -> Transcript:
+        """The words of a recording of any length; `language` is ISO 639-3, empty for the one that is heard.
+
+        The model is the client's, or the server's first that can find words; raises RequestRefused without one.
+        """
+        from align_client.recognition import recognise  # noqa: PLC0415  it stands above the SDK
+
+        recording = await recognise(self, Path(audio), language)
+        words = tuple(
+            WordTiming(word.text, word.start_ms / 1000, word.end_ms / 1000, word.score) for word in recording.words
+        )
+        return Transcript(words, recording.language, "; ".join(gap.why for gap in recording.gaps))
 
     async def models(self) -> list[ModelInfo]:
         """The models that the server can serve."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from align_client.corpus import FileReport
-    from align_client.sdk.types import AlignResult, ModelInfo, ServerInfo, Word
+    from align_client.sdk.types import AlignResult, ModelInfo, ServerInfo, Transcript, Word
 
 T = TypeVar("T")
 
@@ -68,6 +68,10 @@ class Client:
     def align_chat(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> FileReport:
         """Align one CHAT file and write the result to `target`. The report says what was and what was not aligned."""
         return _run(self._client.align_chat(source, target))
+
+    def transcribe(self, audio: str | os.PathLike[str], language: str = "") -> Transcript:
+        """The words of a recording of any length; `language` is ISO 639-3, empty for the one that is heard."""
+        return _run(self._client.transcribe(audio, language))
 
     def models(self) -> list[ModelInfo]:
         """The models that the server can serve."""

@@ -91,7 +91,8 @@ class Transcript:
 class ModelInfo:
     """One model that a server can serve. `state` is available, loading, serving or failed.
 
-    `transcribes` and the load are those of a model that serves: audio in seconds, `rate` in audio seconds per second.
+    `transcribes`: whether it finds words, too. The load is that of a model that serves: audio in seconds, `rate` in
+    audio seconds per second.
     """
 
     name: str

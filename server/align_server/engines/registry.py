@@ -32,6 +32,7 @@ class ModelDescription:
     licence: str
     size_bytes: int
     note: str = ""
+    transcribes: bool = False  # whether it can find words, too
 
 
 def absolute(name: str) -> str:
@@ -69,7 +70,7 @@ def describe(name: str) -> ModelDescription:
     if name.startswith(WHISPER):
         one = whisper.describe(Path(name.removeprefix(WHISPER)))
         return ModelDescription(
-            name, one.languages, one.licence, one.size_bytes, "a Whisper checkpoint, read from disk"
+            name, one.languages, one.licence, one.size_bytes, "a Whisper checkpoint, read from disk", transcribes=True
         )
     raise EngineLoadError(
         f"there is no model {name!r}; there are {DEFAULT_MODEL}, {MMS}, and local checkpoints as {CTC}FOLDER, "
