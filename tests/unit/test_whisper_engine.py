@@ -125,6 +125,7 @@ def test_a_shared_forward_gives_what_one_alone_does(folder: Path) -> None:
     with torch.inference_mode():
         together = engine._together(engine._model, batch)
     for one, other in zip(engine.compute(batch), together, strict=True):
+        assert isinstance(one, _Scored)
         np.testing.assert_allclose(one.weights, other.weights, rtol=0, atol=1e-5)
         np.testing.assert_allclose(one.likely, other.likely, rtol=0, atol=1e-5)
 

@@ -55,7 +55,8 @@ def describe(path: Path) -> Description:
 class Checkpoint:
     """A checkpoint's small files, read and checked.
 
-    `heads` are those of the decoder that follow the audio. `weights` are the files that hold them, `others` the
+    `heads` are those of the decoder that follow the audio, `never` and `never_first` the tokens that are not to be
+    found at all and at the start, None where the files do not say. `weights` are the files that hold them, `others` the
     further files that times depend on.
     """
 
@@ -63,6 +64,8 @@ class Checkpoint:
     size: Dimensions
     heads: tuple[Head, ...]
     multilingual: bool
+    never: tuple[int, ...] | None
+    never_first: tuple[int, ...] | None
     weights: tuple[Path, ...]
     others: tuple[Path, ...]
 
@@ -76,6 +79,7 @@ class Checkpoint:
         try:
             size = _dimensions(config)
             heads = tuple(sorted((int(layer), int(head)) for layer, head in generation.get("alignment_heads") or ()))
+            never, never_first = (_tokens(generation, key) for key in ("suppress_tokens", "begin_suppress_tokens"))
         except (KeyError, TypeError, ValueError) as error:
             raise EngineLoadError(
                 f"{path} does not describe the model ({error!r}); save the checkpoint again with save_pretrained"
@@ -96,6 +100,8 @@ class Checkpoint:
             size=size,
             heads=heads,
             multilingual=bool(generation.get("is_multilingual", size.vocabulary >= MULTILINGUAL)),
+            never=never,
+            never_first=never_first,
             weights=weight_files(folder, PICKLED),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
@@ -133,6 +139,11 @@ def _check_architecture(path: Path, config: dict[str, Any]) -> None:
             f"{path} has activation {activation!r} and scale_embedding {config.get('scale_embedding')!r}; "
             "only gelu and false, which every published Whisper has, are supported"
         )
+
+
+def _tokens(generation: dict[str, Any], key: str) -> tuple[int, ...] | None:
+    found = generation.get(key)
+    return None if not found else tuple(int(token) for token in found if int(token) >= 0)
 
 
 def _dimensions(config: dict[str, Any]) -> Dimensions:

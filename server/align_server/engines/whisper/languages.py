@@ -131,3 +131,8 @@ def languages(count: int | None) -> tuple[str, ...]:
 def code(language: str) -> str | None:
     """Whisper's code for an ISO 639-3 language, None where it has none."""
     return _CODE_OF.get(language)
+
+
+def language(code: str) -> str | None:
+    """The ISO 639-3 language of Whisper's code, None where that is not one."""
+    return CODES[code][0] if code in CODES else None

@@ -7,7 +7,8 @@ sees its neighbours.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, cast
 
 import torch
 from torch import nn
@@ -19,6 +20,19 @@ if TYPE_CHECKING:
     from align_server.engines.whisper.size import Dimensions, Head
 
 ALIGNED: Final = 64  # bytes in a cache line
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LayerMemory:
+    """What a layer of the decoder keeps of one segment: keys and values of the tokens so far, and of the audio.
+
+    Each has the shape [1, heads, length, width // heads]; there is room for as many tokens as the model takes.
+    """
+
+    keys: torch.Tensor
+    values: torch.Tensor
+    audio_keys: torch.Tensor
+    audio_values: torch.Tensor
 
 
 class Attention(nn.Module):
@@ -51,6 +65,17 @@ class Attention(nn.Module):
             scores = (q[:, some] @ k[:, some].transpose(-1, -2)).float() / (q.shape[-1] ** 0.5)
         mixed: torch.Tensor = self.out_proj(taken.transpose(1, 2).flatten(2))
         return mixed, scores
+
+    def keys_values(self, source: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values of a source, [1, m, width], each of shape [1, heads, m, width // heads]."""
+        return self._split(self.k_proj(source)).contiguous(), self._split(self.v_proj(source)).contiguous()
+
+    def look(self, x: torch.Tensor, keys: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        """What one token's x, [1, width], takes from keys and values, each [1, heads, m, width // heads]."""
+        q = self.q_proj(x).view(1, self.heads, 1, -1)
+        taken = functional.scaled_dot_product_attention(q, keys, values)
+        mixed: torch.Tensor = self.out_proj(taken.view(1, -1))
+        return mixed
 
 
 class EncoderLayer(nn.Module):
@@ -94,6 +119,17 @@ class DecoderLayer(nn.Module):
         taken, scores = self.encoder_attn(self.encoder_attn_layer_norm(x), audio, kept=kept)
         x = x + taken
         return x + self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x)))), scores
+
+    def step(self, x: torch.Tensor, memory: LayerMemory, at: int) -> torch.Tensor:
+        """The token at place `at` in and out, shape [1, width]; those before it are in the memory, it is put there."""
+        normal = self.self_attn_layer_norm(x)
+        own = self.self_attn
+        memory.keys[0, :, at] = own.k_proj(normal).view(own.heads, -1)
+        memory.values[0, :, at] = own.v_proj(normal).view(own.heads, -1)
+        x = x + own.look(normal, memory.keys[:, :, : at + 1], memory.values[:, :, : at + 1])
+        x = x + self.encoder_attn.look(self.encoder_attn_layer_norm(x), memory.audio_keys, memory.audio_values)
+        more: torch.Tensor = self.fc2(functional.gelu(self.fc1(self.final_layer_norm(x))))
+        return x + more
 
 
 class Encoder(nn.Module):
@@ -145,6 +181,27 @@ class Decoder(nn.Module):
             if kept is not None:
                 scores.append(kept)
         return self.layer_norm(x), torch.cat(scores, dim=1)
+
+    @property
+    def _layers(self) -> Iterable[DecoderLayer]:
+        return cast("Iterable[DecoderLayer]", self.layers)
+
+    def remember(self, audio: torch.Tensor) -> list[LayerMemory]:
+        """What `step` needs to know of a segment, [1, m, width], before its first token."""
+        made = []
+        for layer in self._layers:
+            keys, values = layer.encoder_attn.keys_values(audio)
+            room = (1, keys.shape[1], self.embed_positions.num_embeddings, keys.shape[3])
+            made.append(LayerMemory(audio.new_empty(room), audio.new_empty(room), keys, values))
+        return made
+
+    def step(self, token: int, at: int, memory: list[LayerMemory]) -> torch.Tensor:
+        """The state, [1, width], after the token at place `at`; all those before it were given in turn."""
+        x = self.embed_tokens.weight[token : token + 1] + self.embed_positions.weight[at : at + 1]
+        for layer, own in zip(self._layers, memory, strict=True):
+            x = layer.step(x, own, at)
+        normal: torch.Tensor = self.layer_norm(x)
+        return normal
 
     def logits(self, states: torch.Tensor) -> torch.Tensor:
         """How likely each token comes next, float32, shape [..., vocabulary], before the softmax."""

@@ -5,17 +5,19 @@ Knows the tokenizer's files and languages; knows nothing of audio. A tokenizer's
 
 from __future__ import annotations
 
+import unicodedata
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 import tokenizers
-from tokenizers import models, pre_tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from align_server.engines.engine import EngineLoadError
 from align_server.engines.files import read_json
-from align_server.engines.whisper.languages import UNSPACED, code
+from align_server.engines.whisper.languages import UNSPACED, code, language
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 BEGIN: Final = "<|startoftranscript|>"
@@ -25,6 +27,17 @@ END: Final = "<|endoftext|>"
 # Stands for an unknown sound. With one word of each of 38 sentences unknown, its neighbours' edges move by 55 ms in the
 # mean; by 198 ms with nothing there, and by 59 to 120 ms with an ellipsis, a dash, "um" or "[inaudible]".
 SLOT: Final = "..."
+NOT_SPEECH: Final = ("<|nospeech|>", "<|nocaptions|>")  # OpenAI's name, and that of older folders of transformers
+# What transcripts have that is not said, as openai-whisper lists it; of notes of music the first token is enough.
+MARKS: Final = (
+    *'"#()*+/:;<=>@[\\]^_`{|}~「」『』',
+    *("<<", ">>", "<<<", ">>>", "--", "---", "-(", "-[", "('", '("', "((", "))", "(((", ")))", "[[", "]]", "{{", "}}"),
+    *("♪♪", "♪♪♪"),
+)
+NOTES: Final = "♩♪♫♬♭♮♯"
+DASH_OR_QUOTE: Final = (" -", " '")
+SAID: Final = frozenset("&%@#")  # punctuation to Unicode, and words by themselves
+UNFINISHED: Final = "\N{REPLACEMENT CHARACTER}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -92,6 +105,97 @@ class Tokenizer:
         encode: Any = self.bpe.encode  # has types that mypy does not follow
         tokens: list[int] = encode(text if joined else f" {text}").ids if text else []
         return tokens
+
+    @property
+    def first_time(self) -> int:
+        """The token of 0.00 s, after which come those of each 20 ms; a model may end before it."""
+        return self.special[NO_TIMES] + 1
+
+    @property
+    def spoken(self) -> dict[int, str]:
+        """The languages that the model can tell apart, ISO 639-3 by token; empty where it knows English alone."""
+        found = ((i, language(token[2:-2])) for token, i in self.special.items()) if self.multilingual else ()
+        return {i: name for i, name in found if name is not None}
+
+    @property
+    def not_speech(self) -> int | None:
+        """The token that says that nothing is said, where there is one."""
+        return next((self.special[token] for token in NOT_SPEECH if token in self.special), None)
+
+    def marks(self) -> tuple[int, ...]:
+        """The tokens of MARKS and NOTES, and what is no text but the end."""
+        space = self._ids(" ")
+        found = {self.special[token] for token in self.special if token != END}
+        for mark in (*MARKS, *NOTES):
+            for tokens in (self._ids(mark), self._ids(f" {mark}")):
+                if (len(tokens) == 1 or mark in NOTES) and tokens[:1] != space:
+                    found.add(tokens[0])
+        found.update(tokens[0] for tokens in map(self._ids, DASH_OR_QUOTE) if tokens[:1] != space)
+        return tuple(sorted(found))
+
+    def blank(self) -> tuple[int, ...]:
+        """The tokens that no text starts with: a space, and the end."""
+        return (*self._ids(" "), self.end)
+
+    def _ids(self, text: str) -> list[int]:
+        encode: Any = self.bpe.encode  # see spell
+        tokens: list[int] = encode(text).ids
+        return tokens
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """What tokens of text spell, with UNFINISHED for bytes that are no whole character."""
+        decode: Any = decoders.ByteLevel().decode
+        spelled: str = decode([self.bpe.id_to_token(token) or "" for token in tokens])
+        return spelled
+
+    def words(self, tokens: Sequence[int], language: str) -> tuple[list[str], list[int]]:
+        """The words that tokens of text make, and the number of the word that each token is of.
+
+        Words begin at spaces, or where the language has none, at each token that begins a character. Punctuation
+        is of the word before it; what opens, after a space or a bracket, of the word after it. No words where no
+        token has more than punctuation.
+        """
+        pieces: list[tuple[str, int]] = []  # text, and how many tokens it has
+        held: list[int] = []
+        for token in tokens:
+            held.append(token)
+            text = self.text(held)
+            if UNFINISHED not in text:
+                pieces.append((text, len(held)))
+                held = []
+        if held:
+            pieces.append((self.text(held).replace(UNFINISHED, ""), len(held)))
+        return _grouped(pieces, spaced=language not in UNSPACED)
+
+
+def _grouped(pieces: list[tuple[str, int]], *, spaced: bool) -> tuple[list[str], list[int]]:
+    words: list[str] = []
+    owners: list[int] = []
+    opening, waiting = "", 0  # what the next word starts with, and how many tokens that has
+    for piece, count in pieces:
+        text = piece.strip()
+        begins = not words or not spaced or piece[:1].isspace()
+        if not all(letter not in SAID and unicodedata.category(letter)[0] in "PZC" for letter in text):
+            if begins or waiting:
+                words.append(opening + text)
+            else:
+                words[-1] += text
+            owners += [len(words) - 1] * (waiting + count)
+            opening, waiting = "", 0
+        elif waiting or not words or (begins and _opens(text, spaced=spaced)):
+            opening, waiting = opening + (text if _opens(text, spaced=True) else ""), waiting + count
+        else:
+            words[-1] += text
+            owners += [len(words) - 1] * count
+    if not words:
+        return [], []
+    words[-1] += opening
+    return words, owners + [len(words) - 1] * waiting
+
+
+def _opens(text: str, *, spaced: bool) -> bool:
+    kinds = {unicodedata.category(letter) for letter in text}
+    return bool(text) and (kinds <= {"Ps", "Pi"} or text in {"¿", "¡"} or (spaced and text in {'"', "'", "-"}))
 
 
 def _whole(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]], dict[str, int]]:
