@@ -83,9 +83,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 work.future.cancel()
                 self._edge.admission.release_unary(audio_ms)
                 self._edge.report(work, batcher.engine.name, context)
-            return pb.AlignResponse(
-                model=batcher.engine.name, words=wire.timings(result), said=wire.said(result)
-            )
+            return pb.AlignResponse(model=batcher.engine.name, words=wire.timings(result), said=wire.said(result))
         raise AssertionError("statuses() ends every failed call with a status")
 
     async def AlignStream(self, requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract

@@ -45,6 +45,14 @@ def engine() -> Iterator[CtcEngine]:
 
 
 @pytest.fixture(scope="module")
+def exact() -> CtcEngine:
+    """The same in fp32."""
+    loaded = CtcEngine(f"ctc:{FOLDER}", FOLDER, "cpu", "fp32")
+    loaded.load()
+    return loaded
+
+
+@pytest.fixture(scope="module")
 def held_out() -> list[Utterance]:
     """Utterances of 1 to 17 words that training did not see, of about 0.5 to 15 s."""
     return [utterance(seed, some_words(seed, 1 + i % 17, (1, 2 + i % 4))) for i, seed in enumerate(SEEDS)]
@@ -206,7 +214,17 @@ def test_company_and_order_change_no_time(engine: CtcEngine, alone: list[Result]
     assert engine.align([items[i] for i in order]) == [alone[i] for i in order]
 
 
-def test_it_hears_what_transformers_hears(engine: CtcEngine, held_out: list[Utterance]) -> None:
+def test_bf16_moves_no_word_by_more_than_a_frame(exact: CtcEngine, held_out: list[Utterance]) -> None:
+    short = CtcEngine(f"ctc:{FOLDER}", FOLDER, "cpu", "bf16")
+    short.load()
+    items = [segment(said) for said in held_out]
+    moved = np.concatenate(
+        [np.subtract(times(a), times(b)).ravel() for a, b in zip(short.align(items), exact.align(items), strict=True)]
+    )
+    assert (np.abs(moved) <= exact.frame_ms).mean() >= 0.99
+
+
+def test_it_hears_what_transformers_hears(exact: CtcEngine, held_out: list[Utterance]) -> None:
     model: Any = Wav2Vec2ForCTC.from_pretrained(FOLDER)  # has no types
     model.eval()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(FOLDER)
@@ -214,9 +232,9 @@ def test_it_hears_what_transformers_hears(engine: CtcEngine, held_out: list[Utte
         features = extractor(said.pcm.astype(np.float32) / 32768, sampling_rate=RATE, return_tensors="pt")
         with torch.inference_mode():
             expected = model(features.input_values).logits.log_softmax(-1)[0]
-        step = engine.prepare(segment(said))
+        step = exact.prepare(segment(said))
         assert not isinstance(step, Result)
-        np.testing.assert_allclose(engine.compute([step])[0].emissions, expected, rtol=0, atol=1e-4)
+        np.testing.assert_allclose(exact.compute([step])[0].emissions, expected, rtol=0, atol=1e-4)
 
 
 async def test_two_clients_of_a_server_get_true_times_at_once(

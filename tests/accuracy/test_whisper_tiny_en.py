@@ -100,7 +100,7 @@ def test_with_30_s_of_context_tokens_begin_where_they_do_for_openai(
     found: list[float] = []
     steps = [tiny.prepare(item) for item in segments(corpus_dir, "ae")]
     for scored in tiny.compute([step for step in steps if not isinstance(step, Result)]):
-        assert not isinstance(scored, Result)
+        assert isinstance(scored, whisper._Scored)
         owners = np.array(scored.plan.owners)
         first = np.flatnonzero(np.diff(owners, prepend=-1))
         found += (20.0 * first_frames(scored.weights, scored.plan.first)[first]).tolist()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import numpy as np
 import pytest
@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor
 
 from align_server.engines.ctc.aligner import Prepared, Scored
-from align_server.engines.ctc.engine import CtcEngine
+from align_server.engines.ctc.encoder import Encoder
+from align_server.engines.ctc.engine import CtcEngine, _read_model
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
 from checkpoints import LETTERS, change_json, write_checkpoint
 from segments import PAUSE, SLOT, noise, segment
@@ -53,8 +54,8 @@ def copy(folder: Path, tmp_path: Path) -> Path:
     return shutil.copytree(folder, tmp_path / "model")
 
 
-def loaded(folder: Path) -> CtcEngine:
-    engine = CtcEngine(f"ctc:{folder}", folder, "cpu")
+def loaded(folder: Path, precision: str = "fp32") -> CtcEngine:
+    engine = CtcEngine(f"ctc:{folder}", folder, "cpu", precision)
     engine.load()
     return engine
 
@@ -99,7 +100,37 @@ def test_it_has_what_an_engine_has(folder: Path, engine: CtcEngine) -> None:
 
 
 def test_the_revision_is_the_same_before_and_after_loading(folder: Path, engine: CtcEngine) -> None:
-    assert CtcEngine("x", folder, "cpu").revision == engine.revision
+    assert CtcEngine("x", folder, "cpu", "fp32").revision == engine.revision
+
+
+def test_the_revision_says_in_which_precision(folder: Path, engine: CtcEngine) -> None:
+    assert CtcEngine("x", folder, "cpu", "bf16").revision != engine.revision
+    with pytest.raises(EngineLoadError, match="there is no precision 'fp8'"):
+        CtcEngine("x", folder, "cpu", "fp8")
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"family": "wavlm"},
+        {"hidden_act": "relu"},
+        {"layer_norm_eps": 1e-3},
+        {"feat_extract_activation": "relu"},
+    ],
+)
+def test_what_our_encoder_does_not_have_is_computed_by_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
+    folder = write_checkpoint(tmp_path, **config)
+    engine = loaded(folder, "bf16")
+    assert engine.precision == "fp32"
+    assert not isinstance(engine._model, Encoder)
+    assert_computes_what_transformers_does(folder, engine)
+
+
+def test_bf16_is_near_fp32(folder: Path, engine: CtcEngine) -> None:
+    near = loaded(folder, "bf16")
+    assert near.precision == "bf16"
+    for one, other in zip(computed(near, several()), computed(engine, several()), strict=True):
+        np.testing.assert_allclose(np.exp(one), np.exp(other), rtol=0, atol=0.02)
 
 
 def test_warming_up_computes_whatever_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -136,6 +167,11 @@ def test_weights_of_half_precision_are_computed_in_full(copy: Path) -> None:
 
 
 def test_it_computes_what_transformers_does(folder: Path, engine: CtcEngine) -> None:
+    assert isinstance(engine._model, Encoder)
+    assert_computes_what_transformers_does(folder, engine)
+
+
+def assert_computes_what_transformers_does(folder: Path, engine: CtcEngine) -> None:
     model = AutoModelForCTC.from_pretrained(folder).eval()
     extractor = Wav2Vec2FeatureExtractor.from_pretrained(folder)
     for item in several():
@@ -179,10 +215,9 @@ def test_a_shared_forward_gives_what_one_alone_does(tmp_path: Path, family: str,
     folder = write_checkpoint(tmp_path, family=family, norm=norm, num_conv_pos_embedding_groups=2)
     engine = loaded(folder)
     alone = computed(engine, several())
-    assert engine._model is not None
     samples = [torch.from_numpy(prepared(engine, item).samples) for item in several()]
     with torch.inference_mode():
-        together = engine._together(engine._model, samples)
+        together = engine._together(_read_model(engine._checkpoint), samples)
     for one, other, item in zip(alone, together, several(), strict=True):
         assert len(one) == engine._checkpoint.front_end.frames(len(item.pcm))
         np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
@@ -277,7 +312,9 @@ def test_a_model_that_gives_no_numbers_fails_on_each_item_alone(folder: Path) ->
     engine = loaded(folder)
     assert engine._model is not None
     healthy = engine.compute([prepared(engine, segment("hello"))])[0]
-    engine._model.get_parameter("lm_head.bias").fill_(float("nan"))
+    assert isinstance(engine._model, Encoder)
+    assert engine._model._head.bias is not None
+    engine._model._head.bias.fill_(float("nan"))
     for scored in engine.compute([prepared(engine, item) for item in several()]):
         with pytest.raises(ArithmeticError, match="not finite numbers"):
             engine.decode(scored)

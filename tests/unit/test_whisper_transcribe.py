@@ -14,7 +14,7 @@ from align_server.engines.whisper import transcribe
 from align_server.engines.whisper.checkpoint import Checkpoint
 from align_server.engines.whisper.engine import WhisperEngine, _read_model
 from align_server.engines.whisper.text import _grouped
-from align_server.engines.whisper.transcribe import Rules, cut, find, loops
+from align_server.engines.whisper.transcribe import Rules, cut, find, is_sound, loops
 from segments import noise, segment
 from whispers import write_whisper
 
@@ -308,3 +308,13 @@ def test_tokens_that_the_folder_suppresses_are_not_found(tmp_path: Path) -> None
 
 def test_the_limits_are_those_of_openai() -> None:
     assert (transcribe.FIRST_TIME, transcribe.COMPRESSED, transcribe.NOTHING, transcribe.UNLIKELY) == (50, 2.4, 0.6, -1)
+
+
+def test_sound_after_the_model_stopped_is_told_from_silence() -> None:
+    rng = np.random.default_rng(0)
+    speech = rng.normal(0, 3000, 16_000 * 5).astype(np.int16)
+    hiss = rng.normal(0, 30, 16_000 * 5).astype(np.int16)
+    whole = np.concatenate([speech, hiss])
+    assert not is_sound(hiss, whole)
+    assert is_sound(speech, np.concatenate([hiss, speech]))
+    assert not is_sound(speech[:8000], speech)

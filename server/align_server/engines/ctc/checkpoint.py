@@ -128,8 +128,8 @@ class Checkpoint:
     """A checkpoint's small files, read and checked.
 
     `normalise`: whether audio is brought to zero mean and unit variance. `paddable`: whether padding, masked, changes
-    nothing. `balance` is the number of frames at which attention takes as long as everything else. `weights` are the
-    files that hold them, `others` the further files that times depend on.
+    nothing. `balance` is the number of frames at which attention takes as long as everything else. `config` is its
+    config.json, `weights` are the files that hold them, `others` the further files that times depend on.
     """
 
     folder: Path
@@ -138,6 +138,7 @@ class Checkpoint:
     normalise: bool
     paddable: bool
     balance: float
+    config: dict[str, Any]
     weights: tuple[Path, ...]
     others: tuple[Path, ...]
 
@@ -163,6 +164,7 @@ class Checkpoint:
             normalise=_normalises(folder),
             paddable=config["model_type"] in PADDABLE and config.get("feat_extract_norm") == "layer",
             balance=frames,
+            config=config,
             weights=weight_files(folder, _convert(folder)),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
@@ -172,13 +174,14 @@ class Checkpoint:
         """Bytes of the weights on disk."""
         return sum(path.stat().st_size for path in self.weights)
 
-    def verify(self, progress: Progress) -> str:
+    def verify(self, way: str, progress: Progress) -> str:
         """Read every file once: check those that SHA256SUMS lists, and return the revision, 12 hex digits.
 
-        Equal revisions have the same weights, settings, vocabulary and decoder. Raises EngineLoadError.
+        Equal revisions have the same weights, settings, vocabulary and decoder, and compute in the same `way`. Raises
+        EngineLoadError.
         """
         parts = verify(self.folder, (*self.others, *self.weights), progress)
-        return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
+        return hashlib.sha256(f"decoder {DECODER_VERSION} {way}\n{parts}".encode()).hexdigest()[:12]
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
-"""The engine behind `ctc:FOLDER`: a wav2vec2-family CTC checkpoint, evaluated by transformers.
+"""The engine behind `ctc:FOLDER`: a wav2vec2-family CTC checkpoint.
 
-Knows a checkpoint's files and transformers; what is not the checkpoint's own is in `aligner`.
+Knows a checkpoint's files and transformers, which reads the weights and evaluates what `encoder` does not; what is
+not the checkpoint's own is in `aligner`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from safetensors import SafetensorError, safe_open
 
 from align_server.engines.ctc.aligner import CtcAligner, Traits
 from align_server.engines.ctc.checkpoint import Checkpoint
+from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Segment, Word, probe, silent
+from align_server.engines.precision import PRECISIONS, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
 
 VARIANCE_FLOOR: Final = 1e-7  # as the feature extractor of transformers has it
 CHECKING: Final = 0.6  # of the time of loading
+OWN: Final = frozenset({"hubert", "wav2vec2"})  # model types that our encoder computes
+EPSILON: Final = 1e-5
 UNUSED: Final = "masked_spec_embed"  # a weight of training alone, which checkpoints may lack
 
 
@@ -35,11 +40,15 @@ class CtcEngine(CtcAligner):
     `name` is what users call it, `device` cpu, cuda or mps. Raises EngineLoadError for what the folder's small files
     show to be wrong; `load` does so for the weights.
 
-    Segments are padded and masked where the model's front end has layer norm; group norm would see the padding.
+    On the CPU wav2vec2 and HuBERT are computed by our own encoder, in `precision`: fp32, bf16, or auto, which is bf16
+    where the CPU multiplies it in hardware. Everything else is computed by transformers in fp32; there segments are
+    padded and masked where the model's front end has layer norm; group norm would see the padding.
     """
 
-    def __init__(self, name: str, folder: Path, device: str) -> None:
+    def __init__(self, name: str, folder: Path, device: str, precision: str = "auto") -> None:
         self._checkpoint = checkpoint = Checkpoint.read(folder)
+        self._shape = _shape(checkpoint.config) if device == "cpu" else None
+        self._precision = chosen(precision, device) if self._shape else "fp32"
         self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
         traits = Traits(
             front_end=checkpoint.front_end,
@@ -52,10 +61,19 @@ class CtcEngine(CtcAligner):
         super().__init__(name, device, traits)
 
     @property
+    def precision(self) -> str:
+        """What all but the last layer computes in: fp32 or bf16."""
+        return self._precision
+
+    @property
     def revision(self) -> str:
         """A hash of weights, settings, vocabulary and decoder, 12 hex digits; reads all of them unless loaded."""
-        self._revision = self._revision or self._checkpoint.verify(silent)
+        self._revision = self._revision or self._checkpoint.verify(self._way, silent)
         return self._revision
+
+    @property
+    def _way(self) -> str:
+        return f"{'own encoder' if self._shape else 'transformers'}, {self._precision}"
 
     @property
     def size_bytes(self) -> int:
@@ -64,9 +82,14 @@ class CtcEngine(CtcAligner):
 
     def load(self, progress: Progress = silent) -> None:
         """Check the files against SHA256SUMS, if there is one, and read the weights. Raises EngineLoadError."""
-        self._revision = self._checkpoint.verify(lambda share, what: progress(CHECKING * share, what))
+        self._revision = self._checkpoint.verify(self._way, lambda share, what: progress(CHECKING * share, what))
         progress(CHECKING, "reading the weights")
-        self._model = _read_model(self._checkpoint).to(self.device)
+        model = _read_model(self._checkpoint)
+        if self._shape is None:
+            settle([model])
+            self._model = model.to(self.device)
+        else:
+            self._model = _own(model, self._shape, self._checkpoint, PRECISIONS[self._precision])
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:
@@ -88,6 +111,9 @@ class CtcEngine(CtcAligner):
     def _emissions(
         self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
+        if isinstance(model, Encoder):
+            emissions: torch.Tensor = model(samples[0]).log_softmax(-1)[None]
+            return emissions
         mask = None
         if lengths is not None:
             mask = (torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]).long()
@@ -95,8 +121,43 @@ class CtcEngine(CtcAligner):
         return logits.log_softmax(-1).cpu()
 
 
+def _shape(config: dict[str, Any]) -> Shape | None:
+    """The architecture of a config.json, None for one that our encoder does not have."""
+    needed = {  # what it has, and what transformers takes where nothing is said
+        "hidden_act": "gelu",
+        "feat_extract_activation": "gelu",
+        "conv_pos_batch_norm": False,
+        "feat_proj_layer_norm": True,
+        "adapter_attn_dim": None,
+        "layer_norm_eps": EPSILON,  # that of the front end is always this one
+    }
+    if config["model_type"] not in OWN or any(config.get(key, value) != value for key, value in needed.items()):
+        return None
+    return Shape(
+        convolutions=tuple(zip(config["conv_kernel"], config["conv_stride"], strict=True)),
+        convolution_bias=bool(config.get("conv_bias", False)),
+        group_norm=config.get("feat_extract_norm", "group") == "group",
+        pre_norm=bool(config.get("do_stable_layer_norm", False)),
+        layers=config["num_hidden_layers"],
+        heads=config["num_attention_heads"],
+        position_groups=config.get("num_conv_pos_embedding_groups", 16),
+        epsilon=EPSILON,
+    )
+
+
+def _own(model: torch.nn.Module, shape: Shape, checkpoint: Checkpoint, dtype: torch.dtype) -> Encoder:
+    """Our encoder with the weights of a model of transformers. Raises EngineLoadError."""
+    state, family = model.state_dict(), checkpoint.config["model_type"]
+    try:
+        return Encoder(shape, lambda name: state[torchaudio_name(name, family)], dtype)
+    except KeyError as error:
+        raise EngineLoadError(
+            f"the weights in {checkpoint.folder} lack {error.args[0]}; save the checkpoint again"
+        ) from error
+
+
 def _read_model(checkpoint: Checkpoint) -> torch.nn.Module:
-    """The model in float32, on the CPU, for inference. Raises EngineLoadError."""
+    """The model in float32, on the CPU: as far as can be, a map of its file. Raises EngineLoadError."""
     reports: Any = transformers.utils.logging  # what they would say is raised below
     reports.set_verbosity_error()
     reports.disable_progress_bar()
@@ -124,5 +185,4 @@ def _read_model(checkpoint: Checkpoint) -> torch.nn.Module:
             f"the weights in {checkpoint.folder} lack {len(missing)} of the model's tensors ({some}); "
             "choose a checkpoint that was fine-tuned for CTC, or save it again with save_pretrained"
         )
-    settle([model])
     return model  # type: ignore[no-any-return]  # transformers has no types

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
@@ -35,7 +35,7 @@ from align_server.engines.whisper.checkpoint import Checkpoint
 from align_server.engines.whisper.mel import HOP, log_mel
 from align_server.engines.whisper.model import Whisper
 from align_server.engines.whisper.text import BEGIN, NO_TIMES, SLOT, TRANSCRIBE, Tokenizer
-from align_server.engines.whisper.transcribe import Rules, find
+from align_server.engines.whisper.transcribe import Rules, find, is_sound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,6 +54,7 @@ STEP: Final = 50
 # 335 and 341 wrong with 50, 200, 300 and 500; with 30 s of context, in fp32, 351, the same as openai-whisper. Of 388
 # in utterances joined to 14 s it gets 95 with 300, for a loop, 64 with 500, 63 with 700, and 74 with 30 s of context.
 HEARING_MARGIN: Final = 500
+SHORTEST: Final = 50  # frames that are to be heard before the model is asked again for the rest: a second
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -62,7 +63,6 @@ class _Plan:
 
     `tokens` are all that the decoder is given; `first` is the one whose state foretells the first of the words, and
     `owners` has the word of each token after it but the last, which ends the text. `missing` are words without a time.
-    `heard` are words that the model found.
     """
 
     words: tuple[Word, ...]
@@ -72,7 +72,6 @@ class _Plan:
     first: int
     owners: tuple[int, ...]
     missing: dict[int, WordTiming]
-    heard: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -102,6 +101,24 @@ class _Scored:
     plan: _Plan
     weights: npt.NDArray[np.float32]
     likely: npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Heard:
+    """What was found in a segment, piece by piece, each with where it begins, in ms; `decode` gets its times."""
+
+    parts: tuple[tuple[int, _Scored], ...]
+
+    def joined(self, results: Sequence[Result]) -> Result:
+        """One result of those of the pieces."""
+        said = [word for _, part in self.parts for word in part.plan.words]
+        times = [
+            replace(word, start_ms=word.start_ms + begin, end_ms=word.end_ms + begin)
+            for (begin, _), result in zip(self.parts, results, strict=True)
+            for word in result.words
+            if word.start_ms is not None and word.end_ms is not None
+        ]
+        return Result(tuple(times), tuple(said))
 
 
 class WhisperEngine(Engine):
@@ -280,25 +297,41 @@ class WhisperEngine(Engine):
         whole = (*prompt, *tokens, tokenizer.end)
         return _Plan(segment.words, segment.duration_ms, frames, whole, len(prompt) - 1, tuple(owners), missing)
 
-    def compute(self, batch: Sequence[_Prepared | _Asked]) -> list[_Scored | Result]:
-        """Attention and probabilities of each segment; the result of one in which nothing is said."""
+    def compute(self, batch: Sequence[_Prepared | _Asked]) -> list[_Scored | _Heard]:
+        """Attention and probabilities of each segment."""
         model = self._model
         if model is None:
             raise RuntimeError("WhisperEngine.compute was called before load")
         with torch.inference_mode():
-            scored: dict[int, _Scored | Result] = {}
+            scored: dict[int, _Scored | _Heard] = {}
             groups: dict[int, dict[int, _Prepared]] = {}
             for i, item in enumerate(batch):
                 if isinstance(item, _Asked):
-                    scored[i] = self._heard(model, item)
+                    scored[i] = self._listen(model, item)
                 else:
                     groups.setdefault(i if self.device == "cpu" else -item.mel.shape[1], {})[i] = item
             for group in groups.values():
                 scored.update(zip(group, self._together(model, list(group.values())), strict=True))
             return [scored[i] for i in range(len(batch))]
 
-    def _heard(self, model: Whisper, item: _Asked) -> _Scored | Result:
-        """The same of a segment whose words are to be found first."""
+    def _listen(self, model: Whisper, item: _Asked) -> _Heard:
+        """The same of a segment whose words are to be found first; from where the model stops, it is asked again."""
+        parts: list[tuple[int, _Scored]] = []
+        pcm, start, language = item.segment.pcm, 0, item.segment.transcribe or ""
+        part: _Asked | Result = item
+        while isinstance(part, _Asked):
+            scored, heard = self._heard(model, part)
+            if scored is not None:
+                parts.append((start * FRAME * 1000 // SAMPLE_RATE, scored))
+                language = scored.plan.words[0].language
+            if heard is None or heard < SHORTEST or not is_sound(pcm[(start + heard) * FRAME :], pcm):
+                break
+            start += heard
+            part = self._ask(Segment(item.segment.id, pcm[start * FRAME :], (), language), language)
+        return _Heard(tuple(parts))
+
+    def _heard(self, model: Whisper, item: _Asked) -> tuple[_Scored | None, int | None]:
+        """What is said in a segment, None where nothing is; and up to which frame the model listened, if it says so."""
         tokenizer, decoder = self._tokenizer, model.decoder
         segment, asked = item.segment, item.segment.transcribe or ""
         audio = model.encoder(item.mel[None].to(self.device))
@@ -314,15 +347,15 @@ class WhisperEngine(Engine):
         tokens = found.tokens[: min(frames, self._checkpoint.size.tokens // 2)]
         texts, owners = tokenizer.words(tokens, name)
         if not texts:
-            return Result(())
+            return None, found.heard
         prompt = tokenizer.prompt(name)
         words = tuple(Word(text, name) for text in texts)
         whole = (*prompt, *tokens, tokenizer.end)
-        plan = _Plan(words, segment.duration_ms, frames, whole, len(prompt) - 1, tuple(owners), {}, heard=True)
+        plan = _Plan(words, segment.duration_ms, frames, whole, len(prompt) - 1, tuple(owners), {})
         short = self._context(-(-len(segment.pcm) // FRAME))
         if short < audio.shape[1]:  # as `prepare` has it for given words
             audio = model.encoder(self._mel(segment, MARGIN)[None].to(self.device))
-        return self._scored(model, [plan], audio)[0]
+        return self._scored(model, [plan], audio)[0], found.heard
 
     def _together(self, model: Whisper, batch: Sequence[_Prepared]) -> list[_Scored]:
         """The same of segments that share a forward; their contexts are of one length."""
@@ -342,10 +375,10 @@ class WhisperEngine(Engine):
             scored.append(_Scored(plan, weights, likely))
         return scored
 
-    def decode(self, scored: _Scored | Result) -> Result:
+    def decode(self, scored: _Scored | _Heard) -> Result:
         """Word times; see the class. Raises ArithmeticError where the model gave what is not a number."""
-        if isinstance(scored, Result):
-            return scored
+        if isinstance(scored, _Heard):
+            return scored.joined([self.decode(part) for _, part in scored.parts])
         plan = scored.plan
         # The token before has the silence before the first word, which openai-whisper gives to that word.
         starts = first_frames(scored.weights, plan.first - 1)[1:]
@@ -366,7 +399,7 @@ class WhisperEngine(Engine):
                 score = 0.0 if word.kind is WordKind.UNKNOWN_SOUND else min(1.0, float(scored.likely[mine].mean()))
                 times.append(plan.missing.get(i) or WordTiming(start, end, score))
             at = end
-        return Result(tuple(times), plan.words if plan.heard else ())
+        return Result(tuple(times))
 
     def _ms(self, frame: int, plan: _Plan) -> int:
         return min(round(float(frame) * self.frame_ms), plan.duration_ms)

@@ -10,10 +10,15 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import numpy as np
 import torch
+
+from align_server.engines.engine import SAMPLE_RATE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+    import numpy.typing as npt
 
     Step = Callable[[int, int], torch.Tensor]  # a token and its place; float32 logits, shape [vocabulary]
 
@@ -21,6 +26,8 @@ FIRST_TIME: Final = 50  # the latest that the first words may begin: 1 s
 COMPRESSED: Final = 2.4  # times shorter than it is: text goes round in a loop
 CHECKED: Final = 8  # tokens between two looks for that
 NOTHING: Final = 0.6  # the probability of the token that says that nothing is said, from which on that is believed
+SHORTEST: Final = 1.0  # second of sound that is listened to again where the model stopped before
+QUIET: Final = 0.1  # of the loudness of a whole segment: 20 dB below it there is no speech
 UNLIKELY: Final = -1.0  # mean log probability below which it is
 
 
@@ -46,6 +53,14 @@ class Rules:
     def first_time(self) -> int:
         """The token of 0.00 s."""
         return self.no_times + 1
+
+    def language(self, logits: torch.Tensor) -> int | None:
+        """The language that is heard, of what may come after `begin`; None where the model knows but one."""
+        return self.languages[int(logits[list(self.languages)].argmax())] if self.languages else None
+
+    def heard(self, found: Sequence[int]) -> int | None:
+        """The frame that tokens end with, None where they do not end with a time."""
+        return found[-1] - self.first_time if found and found[-1] >= self.first_time else None
 
     def allow(self, logits: torch.Tensor, found: Sequence[int]) -> torch.Tensor:
         """Log probabilities of what may come after `found`, of float32 logits, shape [vocabulary], which it changes."""
@@ -80,10 +95,15 @@ class Rules:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """The tokens of text that were found, none where nothing is said, and the token of the language, if one was."""
+    """The tokens of text that were found, none where nothing is said, and the token of the language, if one was.
+
+    `heard` is where the last stretch that was found ends, in frames: what follows was not listened to any more. It is
+    None where the model did not say.
+    """
 
     tokens: tuple[int, ...]
     language: int | None
+    heard: int | None = None
 
 
 def find(step: Step, rules: Rules, language: int | None, most: int, spell: Callable[[Sequence[int]], str]) -> Found:
@@ -96,8 +116,7 @@ def find(step: Step, rules: Rules, language: int | None, most: int, spell: Calla
     if not torch.isfinite(logits).all():
         raise ArithmeticError("the model gives values that are not finite numbers")
     silence = 0.0 if rules.not_speech is None else float(logits.softmax(-1)[rules.not_speech])
-    if language is None and rules.languages:
-        language = rules.languages[int(logits[list(rules.languages)].argmax())]
+    language = rules.language(logits) if language is None else language
     prompt = [*([] if language is None else [language]), *rules.commands, *(() if rules.times else (rules.no_times,))]
     for at, token in enumerate(prompt, 1):
         logits = step(token, at)
@@ -120,8 +139,24 @@ def find(step: Step, rules: Rules, language: int | None, most: int, spell: Calla
             break
         logits = step(token, len(prompt) + len(found))
     if silence > NOTHING and total / (len(found) + 1) < UNLIKELY:
-        return Found((), language)
-    return Found(tuple(cut(text) if loops(spell(text)) else text), language)
+        text = []
+    elif loops(spell(text)):
+        return Found(tuple(cut(text)), language)
+    return Found(tuple(text), language, rules.heard(found))
+
+
+def is_sound(rest: npt.NDArray[np.int16], whole: npt.NDArray[np.int16]) -> bool:
+    """Whether the rest of a segment may have speech: as long as a word, and as loud as the speech before, nearly."""
+    if len(rest) < SHORTEST * SAMPLE_RATE:
+        return False
+    return _loudness(rest) > _loudness(whole) * QUIET
+
+
+def _loudness(pcm: npt.NDArray[np.int16]) -> float:
+    """The root mean square of the tenth of a second, of all, that nine in ten are no louder than."""
+    tenth = SAMPLE_RATE // 10
+    pieces = pcm[: len(pcm) // tenth * tenth].reshape(-1, tenth).astype(np.float64)
+    return float(np.quantile(np.sqrt((pieces**2).mean(axis=1)), 0.9))
 
 
 def loops(text: str) -> bool:
