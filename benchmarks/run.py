@@ -30,6 +30,7 @@ MEASUREMENTS = (
     "client_memory",
     "in_process",
     "mms",
+    "checkpoint",
     "recognition",
     "padding",
     "health",

@@ -1,0 +1,86 @@
+"""`ctc:` with a wav2vec2 base of random weights against transformers' own model in fp32, turn by turn.
+
+Both on all cores: ours computes a segment on each, transformers one segment at a time in as many threads.
+"""
+
+from __future__ import annotations
+
+import statistics
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import processes
+from align_server.engines import registry
+from clients import seconds_of
+from in_process import RANDOM, checkpoint, segment
+from inputs import Utterance, grouped, utterances
+from rows import Row, Scale, spread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+SPEED = 2.0  # times transformers
+SEGMENT_S = 15.0
+AUDIO_S = 160.0  # a turn
+
+
+def measure(scale: Scale) -> Iterator[Row]:
+    """Rows of the table."""
+    cores = processes.cores()
+    audio_s = scale.of(AUDIO_S / 2, AUDIO_S)
+    with checkpoint() as model:
+        for name, said in (("single utterances", utterances()), ("up to 15 s", grouped(SEGMENT_S, utterances()))):
+            some = list(said[:: max(1, int(seconds_of(said) / audio_s))])
+            with (
+                processes.Crew(make_ours, [(model, some, cores)]) as ours,
+                processes.Crew(make_theirs, [(model.removeprefix(registry.CTC), some, cores)]) as theirs,
+            ):
+                ours.turn()
+                theirs.turn()
+                rates = [
+                    (seconds_of(some) / ours.turn().wall_s, seconds_of(some) / theirs.turn().wall_s)
+                    for _ in range(scale.of(2, 3))
+                ]
+            ratios = [one / other for one, other in rates]
+            yield Row(
+                f"{RANDOM}, {name}: our engine over transformers in fp32 "
+                f"({len(some)} of {seconds_of(some) / len(some):.1f} s on average)",
+                f"{spread(ratios)} times",
+                f"at least {SPEED:g} times",
+                statistics.median(ratios) >= SPEED,
+            )
+            yield Row(
+                f"{RANDOM}, {name}, audio seconds per wall second: ours, transformers",
+                f"{spread([one for one, _ in rates])}, {spread([other for _, other in rates])}",
+            )
+
+
+def make_ours(model: str, said: Sequence[Utterance], cores: int) -> Callable[[], None]:
+    """Loads the engine; its turn aligns everything."""
+    engine = registry.create(model, "cpu")
+    engine.load()
+    segments = [segment(one) for one in sorted(said, key=lambda one: -one.seconds)]
+
+    def work() -> None:
+        with ThreadPoolExecutor(cores) as pool:
+            list(pool.map(lambda one: engine.align([one]), segments))
+
+    return work
+
+
+def make_theirs(folder: str, said: Sequence[Utterance], cores: int) -> Callable[[], None]:
+    """Loads transformers' model; its turn gets the logits of everything."""
+    import torch  # noqa: PLC0415  slow to import, and not needed by those who import this module
+    from transformers import AutoFeatureExtractor, AutoModelForCTC  # noqa: PLC0415  the same
+
+    torch.set_num_threads(cores)
+    model: Any = AutoModelForCTC.from_pretrained(Path(folder)).eval()
+    extractor: Any = AutoFeatureExtractor.from_pretrained(Path(folder))
+
+    def work() -> None:
+        with torch.inference_mode():
+            for one in said:
+                model(extractor(one.pcm / 32768.0, sampling_rate=16_000, return_tensors="pt").input_values)
+
+    return work
