@@ -72,11 +72,12 @@ def make_ours(model: str, said: Sequence[Utterance], cores: int) -> Callable[[],
 def make_theirs(folder: str, said: Sequence[Utterance], cores: int) -> Callable[[], None]:
     """Loads transformers' model; its turn gets the logits of everything."""
     import torch  # noqa: PLC0415  slow to import, and not needed by those who import this module
-    from transformers import AutoFeatureExtractor, AutoModelForCTC  # noqa: PLC0415  the same
+    import transformers  # noqa: PLC0415  the same
 
+    library: Any = transformers  # has types for some of it
     torch.set_num_threads(cores)
-    model: Any = AutoModelForCTC.from_pretrained(Path(folder)).eval()
-    extractor: Any = AutoFeatureExtractor.from_pretrained(Path(folder))
+    model = library.AutoModelForCTC.from_pretrained(Path(folder)).eval()
+    extractor = library.AutoFeatureExtractor.from_pretrained(Path(folder))
 
     def work() -> None:
         with torch.inference_mode():
