@@ -10,6 +10,7 @@ import torchaudio
 from safetensors.torch import load_file
 from transformers import AutoModelForCTC
 
+from align_server.engines.ctc import encoder
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from checkpoints import KERNELS, STRIDES, write_checkpoint
 
@@ -108,3 +109,11 @@ def test_a_missing_tensor_is_named() -> None:
     nothing: dict[str, torch.Tensor] = {}
     with pytest.raises(KeyError, match=r"feature_extractor\.conv_layers\.0"):
         Encoder(shape(group_norm=False, pre_norm=True, bias=True), nothing.__getitem__, torch.float32)
+
+
+def test_disagreement_is_the_share_of_probability_that_moved() -> None:
+    exact = torch.tensor([[0.0, 0.0], [9.0, -9.0]])
+    assert encoder.disagreement(exact, exact) == 0
+    assert encoder.disagreement(exact.flip(1), exact) == pytest.approx(0.5, abs=1e-6)
+    assert encoder.disagreement(exact + float("nan"), exact) == 1
+    assert encoder.disagreement(exact, exact + float("inf")) == 0

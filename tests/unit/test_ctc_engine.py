@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor
 
+from align_server.engines.ctc import encoder
 from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.engine import CtcEngine, _read_model
@@ -124,6 +125,16 @@ def test_what_our_encoder_does_not_have_is_computed_by_transformers(tmp_path: Pa
     assert engine.precision == "fp32"
     assert not isinstance(engine._model, Encoder)
     assert_computes_what_transformers_does(folder, engine)
+
+
+def test_where_bf16_does_not_agree_with_fp32_it_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert loaded(folder, "bf16").precision == "bf16"
+    monkeypatch.setattr(encoder, "AGREEING", 1e-6)  # less than rounding moves
+    engine = loaded(folder, "bf16")
+    assert engine.precision == "fp32"
+    exact = loaded(folder, "fp32")
+    assert engine.revision == exact.revision
+    assert all(map(np.array_equal, computed(engine, several()), computed(exact, several())))
 
 
 def test_bf16_is_near_fp32(folder: Path, engine: CtcEngine) -> None:

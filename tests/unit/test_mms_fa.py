@@ -231,7 +231,7 @@ def test_it_computes_what_torchaudio_does(exact: MmsEngine) -> None:
 def test_bf16_keeps_weights_in_half_the_memory_and_computes_nearly_the_same(exact: MmsEngine) -> None:
     half = loaded(precision="bf16")
     assert isinstance(half._model, Encoder)
-    assert half._model._layers[0].qkv.weight.dtype is torch.bfloat16
+    assert next(iter(half._model._layers)).qkv.weight.dtype is torch.bfloat16
     assert half._model._head.weight.dtype is torch.float32
     stock = ready(read_model(BUNDLE), torch.bfloat16)  # as it is on a GPU
     kept = {name.split(".")[0]: parameter.dtype for name, parameter in stock.named_parameters()}

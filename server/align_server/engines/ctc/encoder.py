@@ -13,16 +13,23 @@ import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
+import structlog
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
+from align_server.engines.engine import SAMPLE_RATE
+from align_server.engines.precision import PRECISIONS
+
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     Weights = Callable[[str], torch.Tensor]
 
 CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
+AGREEING: Final = 0.1  # of a frame's probability that may be elsewhere in bf16; see `disagreement`
 SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
+
+log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +70,26 @@ class _Layer:
     final_norm: _Affine
 
 
+@dataclass(frozen=True, slots=True)
+class _Reread:
+    """Layers that are not kept: each is read when its turn comes."""
+
+    read: Callable[[str], _Layer]
+    names: Sequence[str]
+
+    def __iter__(self) -> Iterator[_Layer]:
+        return map(self.read, self.names)
+
+
 class Encoder(torch.nn.Module):
     """A model with its weights in `dtype`, those of the last layer in float32. Any number of threads may share one.
 
     `weights` gives a tensor by its name in torchaudio; see `torchaudio_name` for those of transformers. It is asked for
     one tensor at a time, so that no more than one is in memory twice. Raises KeyError where it has none of a name.
+    Where layers are not kept, each is read again whenever it is needed.
     """
 
-    def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype) -> None:
+    def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype, *, keep_layers: bool = True) -> None:
         super().__init__()
         self._shape = shape
         self._dtype = dtype
@@ -108,7 +127,8 @@ class Encoder(torch.nn.Module):
         position = "encoder.transformer.pos_conv_embed.conv"
         self._position = _Affine(_own(_normalised(weights, position), dtype), tensor(f"{position}.bias"))
         self._norm = affine("encoder.transformer.layer_norm")
-        self._layers = [layer(f"encoder.transformer.layers.{i}") for i in range(shape.layers)]
+        names = [f"encoder.transformer.layers.{i}" for i in range(shape.layers)]
+        self._layers: Iterable[_Layer] = list(map(layer, names)) if keep_layers else _Reread(layer, names)
         self._head = _Affine(*(_own(weights(f"aux.{kind}"), torch.float32) for kind in ("weight", "bias")))
         kernel, hop = shape.convolutions[-1]
         for k, s in reversed(shape.convolutions[:-1]):
@@ -186,6 +206,34 @@ class Encoder(torch.nn.Module):
                 to = slice(row, row + rows)
                 heard[here, to] = torch.bmm(torch.bmm(q[here, to], keys[here]).softmax(-1), v[here])
         return _linear(heard.transpose(0, 1).reshape(frames, width), layer.out)
+
+
+def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
+    """A model for inference, and the precision that it has: fp32 instead of bf16 where the two do not agree.
+
+    A second of noise is computed in both; in fp32 with one layer in memory at a time. Raises KeyError as Encoder does.
+    """
+    encoder = Encoder(shape, weights, PRECISIONS[precision])
+    if precision == "fp32":
+        return encoder, precision
+    noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        moved = disagreement(encoder(noise), Encoder(shape, weights, torch.float32, keep_layers=False)(noise))
+    if moved <= AGREEING:
+        return encoder, precision
+    log.warning("computing in fp32", because=f"in {precision} {moved:.0%} of the probability of a frame is elsewhere")
+    return Encoder(shape, weights, torch.float32), "fp32"
+
+
+def disagreement(logits: torch.Tensor, exact: torch.Tensor) -> float:
+    """The share of a frame's probability that is elsewhere than in `exact`, on average; 1 where it is not a number.
+
+    Both have the shape [frames, vocabulary]. Where the exact ones are not numbers either it is 0.
+    """
+    if not torch.isfinite(exact).all():
+        return 0.0
+    moved = (logits.softmax(-1) - exact.softmax(-1)).abs().sum(-1).mean() / 2
+    return float(moved) if torch.isfinite(moved) else 1.0
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

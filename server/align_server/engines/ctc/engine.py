@@ -13,13 +13,14 @@ import torch
 import transformers
 from safetensors import SafetensorError, safe_open
 
+from align_server.engines.ctc import encoder
 from align_server.engines.ctc.aligner import CtcAligner, Traits
 from align_server.engines.ctc.checkpoint import Checkpoint
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Segment, Word, probe, silent
-from align_server.engines.precision import PRECISIONS, chosen
+from align_server.engines.precision import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -89,7 +90,10 @@ class CtcEngine(CtcAligner):
             settle([model])
             self._model = model.to(self.device)
         else:
-            self._model = _own(model, self._shape, self._checkpoint, PRECISIONS[self._precision])
+            wanted = self._precision
+            self._model, self._precision = _own(model, self._shape, self._checkpoint, wanted)
+            if self._precision != wanted:
+                self._revision = self._checkpoint.verify(self._way, silent)
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:
@@ -145,11 +149,11 @@ def _shape(config: dict[str, Any]) -> Shape | None:
     )
 
 
-def _own(model: torch.nn.Module, shape: Shape, checkpoint: Checkpoint, dtype: torch.dtype) -> Encoder:
-    """Our encoder with the weights of a model of transformers. Raises EngineLoadError."""
+def _own(model: torch.nn.Module, shape: Shape, checkpoint: Checkpoint, precision: str) -> tuple[Encoder, str]:
+    """Our encoder with the weights of a model of transformers, and its precision. Raises EngineLoadError."""
     state, family = model.state_dict(), checkpoint.config["model_type"]
     try:
-        return Encoder(shape, lambda name: state[torchaudio_name(name, family)], dtype)
+        return encoder.read(shape, lambda name: state[torchaudio_name(name, family)], precision)
     except KeyError as error:
         raise EngineLoadError(
             f"the weights in {checkpoint.folder} lack {error.args[0]}; save the checkpoint again"

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
 
-from align_server.engines.ctc import romanise
+from align_server.engines.ctc import encoder, romanise
 from align_server.engines.ctc.aligner import CtcAligner, Traits
 from align_server.engines.ctc.bundle import MMS_FA, NAME, Bundle
 from align_server.engines.ctc.checkpoint import DECODER_VERSION
@@ -91,11 +91,14 @@ class MmsEngine(CtcAligner):
             begin = DOWNLOADING
         self._revision = self._verify(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
         progress(CHECKING, "reading the weights")
-        model, dtype = read_model(self._bundle), PRECISIONS[self._precision]
+        model = read_model(self._bundle)
         if self.device == "cpu":
-            self._model = Encoder(_shape(self._bundle), model.state_dict().__getitem__, dtype)
+            wanted, state = self._precision, model.state_dict()
+            self._model, self._precision = encoder.read(_shape(self._bundle), state.__getitem__, wanted)
+            if self._precision != wanted:
+                self._revision = self._verify(silent)
         else:
-            self._model = ready(model, dtype).to(self.device)
+            self._model = ready(model, PRECISIONS[self._precision]).to(self.device)
         progress(READING, "reading the tables of uroman")
         romanise.load()
         progress(1.0, "loaded")
