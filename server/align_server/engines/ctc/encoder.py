@@ -211,12 +211,12 @@ class Encoder(torch.nn.Module):
 def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
     """A model for inference, and the precision that it has: fp32 instead of bf16 where the two do not agree.
 
-    A second of noise is computed in both; in fp32 with one layer in memory at a time. Raises KeyError as Encoder does.
+    A quarter of a second of noise is computed in both; in fp32 with one layer in memory at a time. Raises KeyError as Encoder does.
     """
     encoder = Encoder(shape, weights, PRECISIONS[precision])
     if precision == "fp32":
         return encoder, precision
-    noise = torch.randn(SAMPLE_RATE, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(SAMPLE_RATE // 4, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         moved = disagreement(encoder(noise), Encoder(shape, weights, torch.float32, keep_layers=False)(noise))
     if moved <= AGREEING:
