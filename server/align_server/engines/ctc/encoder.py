@@ -211,7 +211,8 @@ class Encoder(torch.nn.Module):
 def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
     """A model for inference, and the precision that it has: fp32 instead of bf16 where the two do not agree.
 
-    A quarter of a second of noise is computed in both; in fp32 with one layer in memory at a time. Raises KeyError as Encoder does.
+    A quarter of a second of noise is computed in both; in fp32 with one layer in memory at a time. Raises KeyError as
+    Encoder does.
     """
     encoder = Encoder(shape, weights, PRECISIONS[precision])
     if precision == "fp32":
