@@ -35,7 +35,7 @@ from align_server.engines.whisper.checkpoint import Checkpoint
 from align_server.engines.whisper.mel import HOP, log_mel
 from align_server.engines.whisper.model import Whisper
 from align_server.engines.whisper.text import BEGIN, NO_TIMES, SLOT, TRANSCRIBE, Tokenizer
-from align_server.engines.whisper.transcribe import Rules, find, is_sound
+from align_server.engines.whisper.transcribe import SHORTEST, Rules, find, is_sound
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -54,7 +54,6 @@ STEP: Final = 50
 # 335 and 341 wrong with 50, 200, 300 and 500; with 30 s of context, in fp32, 351, the same as openai-whisper. Of 388
 # in utterances joined to 14 s it gets 95 with 300, for a loop, 64 with 500, 63 with 700, and 74 with 30 s of context.
 HEARING_MARGIN: Final = 500
-SHORTEST: Final = 50  # frames that are to be heard before the model is asked again for the rest: a second
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -324,7 +323,11 @@ class WhisperEngine(Engine):
             if scored is not None:
                 parts.append((start * FRAME * 1000 // SAMPLE_RATE, scored))
                 language = scored.plan.words[0].language
-            if heard is None or heard < SHORTEST or not is_sound(pcm[(start + heard) * FRAME :], pcm):
+            if (
+                heard is None
+                or heard * FRAME < SHORTEST * SAMPLE_RATE
+                or not is_sound(pcm[(start + heard) * FRAME :], pcm)
+            ):
                 break
             start += heard
             part = self._ask(Segment(item.segment.id, pcm[start * FRAME :], (), language), language)

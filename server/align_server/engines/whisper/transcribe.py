@@ -26,7 +26,7 @@ FIRST_TIME: Final = 50  # the latest that the first words may begin: 1 s
 COMPRESSED: Final = 2.4  # times shorter than it is: text goes round in a loop
 CHECKED: Final = 8  # tokens between two looks for that
 NOTHING: Final = 0.6  # the probability of the token that says that nothing is said, from which on that is believed
-SHORTEST: Final = 1.0  # second of sound that is listened to again where the model stopped before
+SHORTEST: Final = 1.0  # second: where the model stopped after so much, and so much is left, it is asked again
 QUIET: Final = 0.1  # of the loudness of a whole segment: 20 dB below it there is no speech
 UNLIKELY: Final = -1.0  # mean log probability below which it is
 
