@@ -11,6 +11,7 @@ from align_client.chat.skeleton import skeleton
 from align_client.files import write_atomically
 from align_client.media.locate import VIDEO_EXTENSIONS
 from align_client.recognition import recognise
+from align_client.sdk.errors import RequestRefused
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,9 +30,12 @@ async def transcribe(
 ) -> Recording:
     """Write the CHAT file `target` of what is said in `audio`; see `recognise`.
 
-    Raises what that raises, and OSError where the file cannot be written; then nothing is.
+    Raises what that raises, RequestRefused where nothing could be transcribed, and OSError where the file cannot be
+    written; then nothing is.
     """
     recording = await recognise(client, audio, language, advance=advance)
+    if recording.gaps and not recording.words:
+        raise RequestRefused(f"nothing of {audio} could be transcribed: {recording.gaps[0].why}")
     by = f"{Path(recording.model).name} with chatalign {importlib.metadata.version('chatalign')}"
     data = skeleton(
         recording.words,
