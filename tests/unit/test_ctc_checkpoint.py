@@ -136,33 +136,33 @@ def test_weights_may_be_split_over_files(folder: Path) -> None:
 
 
 def test_the_revision_is_that_of_the_contents(folder: Path, original: Path) -> None:
-    revision = Checkpoint.read(folder).verify("fp32", unwatched)
+    revision = Checkpoint.read(folder).verify(unwatched)
     assert len(bytes.fromhex(revision)) == 6
-    assert Checkpoint.read(original).verify("fp32", unwatched) == revision
+    assert Checkpoint.read(original).verify(unwatched) == revision
     (folder / "README.md").write_text("a card", encoding="utf-8")
-    assert Checkpoint.read(folder).verify("fp32", unwatched) == revision
+    assert Checkpoint.read(folder).verify(unwatched) == revision
 
 
 @pytest.mark.parametrize("name", ["config.json", "vocab.json", "tokenizer_config.json", "preprocessor_config.json"])
 def test_the_revision_changes_with_what_times_depend_on(folder: Path, name: str) -> None:
-    before = Checkpoint.read(folder).verify("fp32", unwatched)
+    before = Checkpoint.read(folder).verify(unwatched)
     change_json(folder / name, something="else")
-    assert Checkpoint.read(folder).verify("fp32", unwatched) != before
+    assert Checkpoint.read(folder).verify(unwatched) != before
 
 
 def test_the_revision_changes_with_the_weights(folder: Path, tmp_path: Path) -> None:
     other = write_checkpoint(tmp_path / "other", seed=1)
     assert (other / "config.json").read_bytes() == (folder / "config.json").read_bytes()
-    assert Checkpoint.read(other).verify("fp32", unwatched) != Checkpoint.read(folder).verify("fp32", unwatched)
+    assert Checkpoint.read(other).verify(unwatched) != Checkpoint.read(folder).verify(unwatched)
 
 
 def test_files_are_what_the_list_of_sums_says(folder: Path) -> None:
-    plain = Checkpoint.read(folder).verify("fp32", unwatched)
+    plain = Checkpoint.read(folder).verify(unwatched)
     (folder / "README.md").write_text("a card", encoding="utf-8")
     listed = sums(folder, "model.safetensors", "README.md") + "\n" + sums(folder, "vocab.json").replace("  ", " *")
     (folder / "SHA256SUMS").write_text(listed, encoding="utf-8")
     seen: list[tuple[float, str]] = []
-    assert Checkpoint.read(folder).verify("fp32", lambda share, what: seen.append((share, what))) == plain
+    assert Checkpoint.read(folder).verify(lambda share, what: seen.append((share, what))) == plain
     assert {"checking model.safetensors", "checking README.md", "checking vocab.json"} <= {what for _, what in seen}
     shares = [share for share, _ in seen]
     assert shares == sorted(shares)
@@ -177,20 +177,20 @@ def test_a_file_that_is_not_what_the_list_says_is_refused(folder: Path, name: st
     content[-1] ^= 1
     (folder / name).write_bytes(content)
     with pytest.raises(EngineLoadError, match=rf"{name} is not the file that SHA256SUMS lists.*download it again"):
-        Checkpoint.read(folder).verify("fp32", unwatched)
+        Checkpoint.read(folder).verify(unwatched)
 
 
 def test_a_listed_file_that_is_missing_is_refused(folder: Path) -> None:
     (folder / "SHA256SUMS").write_text(f"{'0' * 64}  gone.txt\n", encoding="utf-8")
     with pytest.raises(EngineLoadError, match=r"gone\.txt cannot be read \(No such file or directory\)"):
-        Checkpoint.read(folder).verify("fp32", unwatched)
+        Checkpoint.read(folder).verify(unwatched)
 
 
 @pytest.mark.parametrize("line", ["no sum", f"{'0' * 63}  config.json", f"{'0' * 64} config.json"])
 def test_a_list_of_sums_that_is_none_is_refused(folder: Path, line: str) -> None:
     (folder / "SHA256SUMS").write_text(f"\n{line}\n", encoding="utf-8")
     with pytest.raises(EngineLoadError, match=r"SHA256SUMS, line 2, is not '<sha256>  <file>'"):
-        Checkpoint.read(folder).verify("fp32", unwatched)
+        Checkpoint.read(folder).verify(unwatched)
 
 
 @pytest.mark.parametrize(

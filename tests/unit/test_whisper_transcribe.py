@@ -13,8 +13,9 @@ from align_server.engines.engine import MissingReason, Result, Segment
 from align_server.engines.whisper import transcribe
 from align_server.engines.whisper.checkpoint import Checkpoint
 from align_server.engines.whisper.engine import WhisperEngine, _read_model
+from align_server.engines.whisper.sound import is_sound
 from align_server.engines.whisper.text import _grouped
-from align_server.engines.whisper.transcribe import Rules, cut, find, is_sound, loops
+from align_server.engines.whisper.transcribe import Rules, cut, find, loops
 from segments import noise, segment
 from whispers import write_whisper
 

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from align_server.engines.ctc.align import fewest_frames, token_spans
+from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.engine import (
     SAMPLE_RATE,
     Engine,
@@ -106,7 +107,7 @@ class CtcAligner(Engine):
         self._device = device
         self._traits = traits
         self._model: torch.nn.Module | None = None
-        self._revision = ""
+        self._digest = ""  # of its files, once they were read
 
     @abc.abstractmethod
     def _spell(self, word: Word) -> tuple[Sequence[int], str]:
@@ -120,7 +121,7 @@ class CtcAligner(Engine):
     def _emissions(
         self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Log posteriors on the CPU, float32, shape [batch, frames, vocabulary].
+        """Log posteriors on the CPU, float32, shape [batch, frames, vocabulary], by a model that is no Encoder.
 
         `samples`, shape [batch, samples], are on the model's device; so are `lengths`, in samples, shape [batch], where
         there is padding.
@@ -212,7 +213,9 @@ class CtcAligner(Engine):
             raise RuntimeError(f"{type(self).__name__}.compute was called before load")
         samples = [torch.from_numpy(item.samples) for item in batch]
         with torch.inference_mode():
-            if self.device == "cpu":
+            if isinstance(model, Encoder):
+                emissions = [model(one).log_softmax(-1) for one in samples]
+            elif self.device == "cpu":
                 emissions = [self._emissions(model, one[None])[0] for one in samples]
             else:
                 emissions = self._together(model, samples)

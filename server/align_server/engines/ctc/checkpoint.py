@@ -174,14 +174,13 @@ class Checkpoint:
         """Bytes of the weights on disk."""
         return sum(path.stat().st_size for path in self.weights)
 
-    def verify(self, way: str, progress: Progress) -> str:
+    def verify(self, progress: Progress) -> str:
         """Read every file once: check those that SHA256SUMS lists, and return the revision, 12 hex digits.
 
-        Equal revisions have the same weights, settings, vocabulary and decoder, and compute in the same `way`. Raises
-        EngineLoadError.
+        Equal revisions have the same weights, settings, vocabulary and decoder. Raises EngineLoadError.
         """
         parts = verify(self.folder, (*self.others, *self.weights), progress)
-        return hashlib.sha256(f"decoder {DECODER_VERSION} {way}\n{parts}".encode()).hexdigest()[:12]
+        return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:

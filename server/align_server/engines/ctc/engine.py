@@ -6,6 +6,7 @@ not the checkpoint's own is in `aligner`.
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -69,12 +70,9 @@ class CtcEngine(CtcAligner):
     @property
     def revision(self) -> str:
         """A hash of weights, settings, vocabulary and decoder, 12 hex digits; reads all of them unless loaded."""
-        self._revision = self._revision or self._checkpoint.verify(self._way, silent)
-        return self._revision
-
-    @property
-    def _way(self) -> str:
-        return f"{'own encoder' if self._shape else 'transformers'}, {self._precision}"
+        self._digest = self._digest or self._checkpoint.verify(silent)
+        way = f"{'own encoder' if self._shape else 'transformers'}, {self._precision}"
+        return hashlib.sha256(f"{way}\n{self._digest}".encode()).hexdigest()[:12]
 
     @property
     def size_bytes(self) -> int:
@@ -83,17 +81,14 @@ class CtcEngine(CtcAligner):
 
     def load(self, progress: Progress = silent) -> None:
         """Check the files against SHA256SUMS, if there is one, and read the weights. Raises EngineLoadError."""
-        self._revision = self._checkpoint.verify(self._way, lambda share, what: progress(CHECKING * share, what))
+        self._digest = self._checkpoint.verify(lambda share, what: progress(CHECKING * share, what))
         progress(CHECKING, "reading the weights")
         model = _read_model(self._checkpoint)
         if self._shape is None:
             settle([model])
             self._model = model.to(self.device)
         else:
-            wanted = self._precision
-            self._model, self._precision = _own(model, self._shape, self._checkpoint, wanted)
-            if self._precision != wanted:
-                self._revision = self._checkpoint.verify(self._way, silent)
+            self._model, self._precision = _own(model, self._shape, self._checkpoint, self._precision)
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:
@@ -115,9 +110,6 @@ class CtcEngine(CtcAligner):
     def _emissions(
         self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if isinstance(model, Encoder):
-            emissions: torch.Tensor = model(samples[0]).log_softmax(-1)[None]
-            return emissions
         mask = None
         if lengths is not None:
             mask = (torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]).long()

@@ -19,7 +19,7 @@ from align_server.engines.ctc import encoder, romanise
 from align_server.engines.ctc.aligner import CtcAligner, Traits
 from align_server.engines.ctc.bundle import MMS_FA, NAME, Bundle
 from align_server.engines.ctc.checkpoint import DECODER_VERSION
-from align_server.engines.ctc.encoder import Encoder, Shape
+from align_server.engines.ctc.encoder import Shape
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Word, silent
 from align_server.engines.precision import PRECISIONS, chosen
@@ -75,8 +75,14 @@ class MmsEngine(CtcAligner):
 
         Raises EngineLoadError where they are not there: nothing is downloaded before `load`.
         """
-        self._revision = self._revision or self._verify(silent)
-        return self._revision
+        self._digest = self._digest or self._bundle.digest(silent)
+        parts = (
+            f"decoder {DECODER_VERSION}, {NAME} {VERSION}",
+            f"uroman {importlib.metadata.version('uroman')}",
+            f"{self._precision}, {''.join(self._bundle.labels)}",
+            self._digest,
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     @property
     def size_bytes(self) -> int:
@@ -89,28 +95,17 @@ class MmsEngine(CtcAligner):
         if not self._bundle.path.exists():
             self._bundle.download(lambda share, what: progress(DOWNLOADING * share, what))
             begin = DOWNLOADING
-        self._revision = self._verify(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
+        self._digest = self._bundle.digest(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
         progress(CHECKING, "reading the weights")
         model = read_model(self._bundle)
         if self.device == "cpu":
-            wanted, state = self._precision, model.state_dict()
-            self._model, self._precision = encoder.read(_shape(self._bundle), state.__getitem__, wanted)
-            if self._precision != wanted:
-                self._revision = self._verify(silent)
+            weights = model.state_dict().__getitem__
+            self._model, self._precision = encoder.read(_shape(self._bundle), weights, self._precision)
         else:
             self._model = ready(model, PRECISIONS[self._precision]).to(self.device)
         progress(READING, "reading the tables of uroman")
         romanise.load()
         progress(1.0, "loaded")
-
-    def _verify(self, progress: Progress) -> str:
-        parts = (
-            f"decoder {DECODER_VERSION}, {NAME} {VERSION}",
-            f"uroman {importlib.metadata.version('uroman')}",
-            f"{self._precision}, {''.join(self._bundle.labels)}",
-            self._bundle.digest(progress),
-        )
-        return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
     def _spell(self, word: Word) -> tuple[Sequence[int], str]:
         letters, why = self._romaniser.spell(word.text, word.language)
@@ -124,9 +119,6 @@ class MmsEngine(CtcAligner):
     def _emissions(
         self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        if isinstance(model, Encoder):
-            emissions: torch.Tensor = model(samples[0]).log_softmax(-1)[None]
-            return emissions
         features, frames = model.get_submodule("feature_extractor")(samples.to(PRECISIONS[self._precision]), lengths)
         hidden = model.get_submodule("encoder")(features, frames)
         logits: torch.Tensor = model.get_submodule("aux")(hidden.float())

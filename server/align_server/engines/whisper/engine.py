@@ -34,8 +34,9 @@ from align_server.engines.whisper.align import first_frames
 from align_server.engines.whisper.checkpoint import Checkpoint
 from align_server.engines.whisper.mel import HOP, log_mel
 from align_server.engines.whisper.model import Whisper
-from align_server.engines.whisper.text import BEGIN, NO_TIMES, SLOT, TRANSCRIBE, Tokenizer
-from align_server.engines.whisper.transcribe import SHORTEST, Rules, find, is_sound
+from align_server.engines.whisper.sound import SHORTEST, is_sound
+from align_server.engines.whisper.text import SLOT, Tokenizer
+from align_server.engines.whisper.transcribe import Rules, find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -145,7 +146,7 @@ class WhisperEngine(Engine):
         self._tokenizer = Tokenizer.read(
             checkpoint.folder, checkpoint.size.vocabulary, multilingual=checkpoint.multilingual
         )
-        self._rules = _rules(checkpoint, self._tokenizer)
+        self._rules = Rules.of(checkpoint, self._tokenizer)
         self._model: Whisper | None = None
         self._revision = ""
         self._name = name
@@ -308,7 +309,7 @@ class WhisperEngine(Engine):
                 if isinstance(item, _Asked):
                     scored[i] = self._listen(model, item)
                 else:
-                    groups.setdefault(i if self.device == "cpu" else -item.mel.shape[1], {})[i] = item
+                    groups.setdefault(i if self.device == "cpu" else item.mel.shape[1], {})[i] = item
             for group in groups.values():
                 scored.update(zip(group, self._together(model, list(group.values())), strict=True))
             return [scored[i] for i in range(len(batch))]
@@ -412,21 +413,6 @@ class WhisperEngine(Engine):
         self._model = None
         if self.device == "cuda":
             torch.cuda.empty_cache()
-
-
-def _rules(checkpoint: Checkpoint, tokenizer: Tokenizer) -> Rules:
-    special, never, first = tokenizer.special, checkpoint.never, checkpoint.never_first
-    return Rules(
-        begin=special[BEGIN],
-        end=tokenizer.end,
-        no_times=special[NO_TIMES],
-        times=checkpoint.size.vocabulary > tokenizer.first_time,
-        commands=(special[TRANSCRIBE],) if tokenizer.multilingual else (),
-        languages=tuple(sorted(tokenizer.spoken)),
-        not_speech=tokenizer.not_speech,
-        never=torch.tensor(tokenizer.marks() if never is None else never),
-        never_first=torch.tensor(tokenizer.blank() if first is None else first),
-    )
 
 
 def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Whisper:

@@ -10,15 +10,15 @@ import zlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
 import torch
 
-from align_server.engines.engine import SAMPLE_RATE
+from align_server.engines.whisper.text import BEGIN, NO_TIMES, TRANSCRIBE
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    import numpy.typing as npt
+    from align_server.engines.whisper.checkpoint import Checkpoint
+    from align_server.engines.whisper.text import Tokenizer
 
     Step = Callable[[int, int], torch.Tensor]  # a token and its place; float32 logits, shape [vocabulary]
 
@@ -26,8 +26,6 @@ FIRST_TIME: Final = 50  # the latest that the first words may begin: 1 s
 COMPRESSED: Final = 2.4  # times shorter than it is: text goes round in a loop
 CHECKED: Final = 8  # tokens between two looks for that
 NOTHING: Final = 0.6  # the probability of the token that says that nothing is said, from which on that is believed
-SHORTEST: Final = 1.0  # second: where the model stopped after so much, and so much is left, it is asked again
-QUIET: Final = 0.1  # of the loudness of a whole segment: 20 dB below it there is no speech
 UNLIKELY: Final = -1.0  # mean log probability below which it is
 
 
@@ -48,6 +46,22 @@ class Rules:
     not_speech: int | None
     never: torch.Tensor
     never_first: torch.Tensor
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, tokenizer: Tokenizer) -> Rules:
+        """The rules of a model, by its own settings; by those of OpenAI's code where it has none."""
+        special, never, first = tokenizer.special, checkpoint.never, checkpoint.never_first
+        return cls(
+            begin=special[BEGIN],
+            end=tokenizer.end,
+            no_times=special[NO_TIMES],
+            times=checkpoint.size.vocabulary > tokenizer.first_time,
+            commands=(special[TRANSCRIBE],) if tokenizer.multilingual else (),
+            languages=tuple(sorted(tokenizer.spoken)),
+            not_speech=tokenizer.not_speech,
+            never=torch.tensor(tokenizer.marks() if never is None else never),
+            never_first=torch.tensor(tokenizer.blank() if first is None else first),
+        )
 
     @property
     def first_time(self) -> int:
@@ -143,20 +157,6 @@ def find(step: Step, rules: Rules, language: int | None, most: int, spell: Calla
     elif loops(spell(text)):
         return Found(tuple(cut(text)), language)
     return Found(tuple(text), language, rules.heard(found))
-
-
-def is_sound(rest: npt.NDArray[np.int16], whole: npt.NDArray[np.int16]) -> bool:
-    """Whether the rest of a segment may have speech: as long as a word, and as loud as the speech before, nearly."""
-    if len(rest) < SHORTEST * SAMPLE_RATE:
-        return False
-    return _loudness(rest) > _loudness(whole) * QUIET
-
-
-def _loudness(pcm: npt.NDArray[np.int16]) -> float:
-    """The root mean square of the tenth of a second, of all, that nine in ten are no louder than."""
-    tenth = SAMPLE_RATE // 10
-    pieces = pcm[: len(pcm) // tenth * tenth].reshape(-1, tenth).astype(np.float64)
-    return float(np.quantile(np.sqrt((pieces**2).mean(axis=1)), 0.9))
 
 
 def loops(text: str) -> bool:
