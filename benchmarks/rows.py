@@ -42,6 +42,11 @@ class Row:
         return f"| {self.what} | {self.measured} | {self.target} | {verdict} |"
 
 
+def faster(what: str, ratios: Sequence[float], least: float) -> Row:
+    """A row of speed over another's, which is to be so many times that in the median."""
+    return Row(what, f"{spread(ratios)} times", f"at least {least:g} times", statistics.median(ratios) >= least)
+
+
 HEAD = "| what | measured | target | |\n|---|---|---|---|"
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from align_client.files import Job
     from align_client.progress import Lines
@@ -204,28 +204,22 @@ async def _transcribe(
     from rich.console import Console
     from rich.progress import Progress
 
-    from align_client.media.errors import MediaError
     from align_client.sdk.async_client import AsyncClient
-    from align_client.sdk.errors import AlignError, RequestRefused
     from align_client.transcription import transcribe
 
     console = Console(stderr=True)
-    async with AsyncClient(address, model=model) as client:
-        try:
+    with _told():
+        async with AsyncClient(address, model=model) as client:
             await _reach(client, start_server=start_server)
             with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
                 task = progress.add_task(audio.name, total=1.0)
-                return await transcribe(
-                    client, audio, out, language, advance=lambda share: progress.update(task, completed=share)
-                )
-        except RequestRefused as error:
-            raise click.UsageError(str(error)) from error
-        except MediaError as error:
-            raise click.ClickException(str(error)) from error
-        except OSError as error:
-            raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from error
-        except AlignError as error:
-            _no_server(error)
+                try:
+                    return await transcribe(
+                        client, audio, out, language, advance=lambda share: progress.update(task, completed=share)
+                    )
+                except OSError as error:
+                    raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from error
+    raise AssertionError("_told() lets no error of ours pass")
 
 
 async def _align(
@@ -253,23 +247,32 @@ async def _align(
 async def _words(
     audio: Path, text: str, language: str, address: str | None, model: str | None, *, start_server: bool
 ) -> AlignResult:
-    from align_client.media.errors import MediaError
     from align_client.sdk.async_client import AsyncClient
-    from align_client.sdk.errors import AlignError, RequestRefused
 
     said = [word for written in text.split() for word in _said(written, language)]
     if not said:
         raise click.UsageError("there is no word in the text")
-    async with AsyncClient(address, model=model) as client:
-        try:
+    with _told():
+        async with AsyncClient(address, model=model) as client:
             await _reach(client, start_server=start_server)
             return await client.align(audio, said, language=language)
-        except RequestRefused as error:
-            raise click.UsageError(str(error)) from error
-        except MediaError as error:
-            raise click.ClickException(str(error)) from error
-        except AlignError as error:
-            _no_server(error)
+    raise AssertionError("_told() lets no error of ours pass")
+
+
+@contextlib.contextmanager
+def _told() -> Iterator[None]:
+    """What goes wrong with one recording, as a message and an exit code."""
+    from align_client.media.errors import MediaError
+    from align_client.sdk.errors import AlignError, RequestRefused
+
+    try:
+        yield
+    except RequestRefused as error:
+        raise click.UsageError(str(error)) from error
+    except MediaError as error:
+        raise click.ClickException(str(error)) from error
+    except AlignError as error:
+        _no_server(error)
 
 
 def _said(written: str, language: str) -> list[str]:

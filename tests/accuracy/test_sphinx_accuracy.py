@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pocketsphinx
@@ -11,6 +10,7 @@ import pytest
 import soundfile
 
 from align_server.engines.engine import Segment, Word, WordKind
+from corpora import manifest
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -22,11 +22,6 @@ if TYPE_CHECKING:
     from align_server.engines.sphinx.engine import SphinxEngine
 
 pytestmark = pytest.mark.corpus
-
-
-def manifest(corpus: Path, name: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads((corpus / "speech" / name / "manifest.json").read_text())
-    return entries
 
 
 def segments(corpus: Path, name: str) -> list[Segment]:

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pytest
 import soundfile
-import torch
 
 from align_server.engines.engine import Result, Segment, Word, WordKind
 from align_server.engines.whisper import engine as whisper
 from align_server.engines.whisper.align import first_frames
-from whispers import tiny_en
+from corpora import manifest
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
@@ -36,29 +34,6 @@ THEIRS: Final = """
 """
 THEIR_MEAN_MS: Final = 132.59  # how far these are from those labelled by hand
 THEIR_WITHIN_100: Final = 0.407
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
-def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> whisper.WhisperEngine:
-    source = tiny_en()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
-        loaded = whisper.WhisperEngine("whisper:tiny.en.pt", source, "cpu", str(request.param))
-        loaded.load()
-    return loaded
-
-
-def manifest(corpus: Path, name: str) -> list[dict[str, Any]]:
-    entries: list[dict[str, Any]] = json.loads((corpus / "speech" / name / "manifest.json").read_text())
-    return entries
 
 
 def segments(corpus: Path, name: str) -> list[Segment]:

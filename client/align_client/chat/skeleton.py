@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
 SPEAKER: Final = "PAR"
+CORPUS: Final = "corpus"  # its name, which @ID must have and nobody knows
 PAUSE_MS: Final = 1_500  # between two words of one utterance, at most
 LONGEST_MS: Final = 20_000  # an utterance that no stop ends is parted at its longest pause
 UNKNOWN: Final = "und"  # ISO 639-3 for a language that is not known
@@ -40,9 +41,7 @@ class _Turn:
     terminator: str = "."
 
 
-def skeleton(  # noqa: PLR0913  what the headers say, by name
-    heard: Iterable[Heard], *, media: str, kind: str, language: str, comment: str, corpus: str = "corpus"
-) -> bytes:
+def skeleton(heard: Iterable[Heard], *, media: str, kind: str, language: str, comment: str) -> bytes:
     """A CHAT file in UTF-8. `media` is the recording's name without its extension, `kind` audio or video.
 
     `language` is ISO 639-3, or empty where it is not known. Numbers are spelled out, as CHAT wants them; a word at the
@@ -55,7 +54,7 @@ def skeleton(  # noqa: PLR0913  what the headers say, by name
         "@Begin",
         f"@Languages:\t{language}",
         f"@Participants:\t{SPEAKER} Participant",
-        f"@ID:\t{language}|{corpus}|{SPEAKER}|||||Participant|||",
+        f"@ID:\t{language}|{CORPUS}|{SPEAKER}|||||Participant|||",
         f"@Media:\t{_quoted(media)}, {kind}",
         f"@Comment:\t{comment}",
     ]

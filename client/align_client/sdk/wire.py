@@ -64,7 +64,7 @@ def audio_ms(pcm: npt.NDArray[np.int16]) -> int:
     return -(-len(pcm) // 16)
 
 
-def timings(words: Sequence[Word], answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
+def timings(words: Sequence[Word | pb.Word], answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
     """The timings of a segment's words. Raises ServerFault where there is not one for each."""
     if len(answers) != len(words):
         raise ServerFault(f"the server gave {len(answers)} times for {len(words)} words")
@@ -73,9 +73,7 @@ def timings(words: Sequence[Word], answers: Sequence[pb.WordTiming]) -> tuple[Wo
 
 def transcript(said: Sequence[pb.Word], answers: Sequence[pb.WordTiming]) -> Transcript:
     """What was found in a segment that asked for its words. Raises ServerFault where words and times do not agree."""
-    if len(answers) != len(said):
-        raise ServerFault(f"the server gave {len(answers)} times for {len(said)} words that it found")
-    words = tuple(_timing(word.text, answer) for word, answer in zip(said, answers, strict=True))
+    words = timings(said, answers)
     timed = tuple(word for word in words if word.reason is None)
     problem = next((word.why for word in words if word.reason is not None), "")
     return Transcript(timed, said[0].language if timed else "", problem)
