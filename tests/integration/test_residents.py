@@ -55,7 +55,7 @@ def loads(server: ServerProcess, model: str) -> int:
 
 @pytest.fixture(scope="module")
 def checkpoint() -> Iterator[Path]:
-    """28M random weights, 110 MB: enough to be seen to come and go."""
+    """28M random weights, 56 MB in bf16 and 112 in fp32: enough to be seen to come and go."""
     with tempfile.TemporaryDirectory(prefix="ca-") as folder:
         yield write_checkpoint(Path(folder) / "ctc", hidden=512, layers=8, heads=8, channels=128)
 
@@ -85,7 +85,7 @@ class TestOnDemand:
         done = cli(server, "unload", ctc)
         assert (done.returncode, done.stdout) == (0, f"{ctc} is unloaded\n")
         assert state(server, ctc) == "available"
-        assert before - process.memory_info().rss > 60 * MB
+        assert before - process.memory_info().rss > 40 * MB  # of 56 to 112, less what its pages share
         assert is_aligned(server, SPHINX)
         assert is_aligned(server, ctc)
         assert state(server, ctc) == "serving"
