@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 LONG_MS = 30_000  # items above this are not on all lanes at once...
 RESERVE_S = 10.0  # ... for that long after a shorter one came
 WINDOW_S = 2.0  # of computing that one stream may have out
-HOLD_S = 0.03  # that a bulk result may wait for others: a message costs as much as finding many times
+HOLD_S = 0.1  # that a bulk result may wait for others: messages cost, and so does going from step to step
 LATE = "the deadline passed, or would have before the result was there, while the segment waited"
 
 log = structlog.get_logger()
@@ -311,16 +311,27 @@ class Batcher:
         self._finished(batch)
         self.pump()
 
-    def _groups(self, items: Sequence[Any]) -> Iterator[Sequence[Any]]:
-        """What is computed together: everything, or one after the other where nothing is padded."""
-        together = len(items) if self.engine.pads else 1
-        return (items[start : start + together] for start in range(0, len(items), together))
+    def _groups(self, batch: _Batch, works: Sequence[Work]) -> Iterator[list[Work]]:
+        """What goes from step to step together: all that is padded to one length; else what takes HOLD_S, or one."""
+        if self.engine.pads:
+            yield list(works)
+            return
+        most_s = 0.0 if batch.interactive else HOLD_S
+        group: list[Work] = []
+        took_s = 0.0
+        for work in works:
+            seconds = self.throughput.seconds_alone(work.cost_ms)
+            if group and took_s + seconds > most_s:
+                yield group
+                group, took_s = [], 0.0
+            group.append(work)
+            took_s += seconds
+        yield group
 
     def _job_alone(self, batch: _Batch) -> None:
         """All three steps in the lane's own thread. Each result leaves when it is there, or soon."""
         late: list[Work] = []
-        passed_at = batch.started_at
-        for works in self._groups(batch.works):
+        for works in self._groups(batch, batch.works):
             scored = self._steps.compute(self._prepare(batch, works, late))
             now = time.monotonic()
             for work, item in scored:
@@ -328,9 +339,7 @@ class Batcher:
                 self._done.append((work, self._steps.decode(work, item)))
                 batch.done.append(work)
             batch.decode_s += time.monotonic() - now
-            if batch.interactive or now - passed_at > HOLD_S:
-                self._wake()
-                passed_at = now
+            self._wake()
         seconds = time.monotonic() - batch.started_at
         self._loop.call_soon_threadsafe(self._over, batch, late, seconds)
 
@@ -342,18 +351,12 @@ class Batcher:
     def _job_compute(self, batch: _Batch) -> None:
         """The second step of what was prepared ahead; another thread decodes meanwhile."""
         late: list[Work] = []
-        scored: list[tuple[Work, Any]] = []
-        passed_at = batch.started_at
         prepared = dict(batch.items)
-        for works in self._groups(list(prepared)):
+        for works in self._groups(batch, list(prepared)):
             wanted = self._on_time(works, late)
-            scored += self._steps.compute([(work, prepared[work]) for work in wanted])
+            scored = self._steps.compute([(work, prepared[work]) for work in wanted])
             batch.done += wanted
-            now = time.monotonic()
-            if batch.interactive or now - passed_at > HOLD_S:
-                self._pass_on(batch, scored)
-                scored, passed_at = [], now
-        self._pass_on(batch, scored)
+            self._pass_on(batch, scored)
         seconds = time.monotonic() - batch.started_at
         with self._lock:
             batch.is_computed = True

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     Weights = Callable[[str], torch.Tensor]
 
 CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
+STEP: Final = 10  # the last ones are rounded up to so many: oneDNN compiles code for every new shape, for 0.4 ms each
 AGREEING: Final = 0.1  # of a frame's probability that may be elsewhere in bf16; see `disagreement`
 SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
 
@@ -155,33 +156,41 @@ class Encoder(torch.nn.Module):
         return _linear(x.float(), self._head)
 
     def _front_end(self, samples: torch.Tensor) -> torch.Tensor:
-        """Frames, shape [frames, channels], computed CHUNK at a time where no frame sees more than its own samples."""
-        if self._shape.group_norm:
-            return self._convolved(samples)
+        """Frames, shape [frames, channels], computed CHUNK at a time; what is added to round up is taken off again."""
         frames = (len(samples) - self._field) // self._hop + 1
+        rounded = -(-frames // STEP) * STEP
+        x = F.pad(samples, (0, max(0, (rounded - 1) * self._hop + self._field - len(samples))))[:, None]
+        field, hop, first = self._field, self._hop, 0
+        if self._shape.group_norm:  # over the whole segment, so the first convolution is too
+            kernel, stride = self._shape.convolutions[0]
+            count = (len(samples) - kernel) // stride + 1
+            x = self._convolved(x, 0)
+            x[:count] = self._over_time(x[:count])
+            field, hop, first = (field - kernel) // stride + 1, hop // stride, 1
         pieces = []
-        for start in range(0, frames, CHUNK):
-            end = min(start + CHUNK, frames)
-            pieces.append(self._convolved(samples[start * self._hop : (end - 1) * self._hop + self._field]))
-        return torch.cat(pieces)
+        for start in range(0, rounded, CHUNK):
+            end = min(start + CHUNK, rounded)
+            piece = x[start * hop : (end - 1) * hop + field]
+            if first:
+                piece = F.gelu(piece)
+            for i in range(first, len(self._convolutions)):
+                piece = F.gelu(self._convolved(piece, i))
+            pieces.append(piece)
+        return torch.cat(pieces)[:frames]
 
-    def _convolved(self, samples: torch.Tensor) -> torch.Tensor:
-        x = samples[:, None]
-        for (kernel, stride), convolution, norm in zip(
-            self._shape.convolutions, self._convolutions, self._norms, strict=True
-        ):
-            x = _convolve(x, convolution, kernel, stride)
-            if norm is not None:
-                x = self._over_time(x, norm) if self._shape.group_norm else self._normalise(x, norm)
-            x = F.gelu(x)
-        return x
+    def _convolved(self, x: torch.Tensor, i: int) -> torch.Tensor:
+        x = _convolve(x, self._convolutions[i], *self._shape.convolutions[i])
+        norm = self._norms[i]
+        return x if norm is None or self._shape.group_norm else self._normalise(x, norm)
 
     def _normalise(self, x: torch.Tensor, norm: _Affine) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self._shape.epsilon)
 
-    def _over_time(self, x: torch.Tensor, norm: _Affine) -> torch.Tensor:
-        """Each channel normalised over all frames: group norm with as many groups as channels."""
-        return F.group_norm(x.T[None], x.shape[1], norm.weight, norm.bias, self._shape.epsilon)[0].T.contiguous()
+    def _over_time(self, x: torch.Tensor) -> torch.Tensor:
+        """Each channel of the first convolution normalised over all frames: as many groups as channels."""
+        norm = self._norms[0]
+        assert norm is not None
+        return F.group_norm(x.T[None], x.shape[1], norm.weight, norm.bias, self._shape.epsilon)[0].T
 
     def _positions(self, x: torch.Tensor) -> torch.Tensor:
         """The convolutional position embedding, whose last frame is one too many where the kernel is even."""
