@@ -159,38 +159,43 @@ class Encoder(torch.nn.Module):
         """Frames, shape [frames, channels], computed CHUNK at a time; what is added to round up is taken off again."""
         frames = (len(samples) - self._field) // self._hop + 1
         rounded = -(-frames // STEP) * STEP
-        x = F.pad(samples, (0, max(0, (rounded - 1) * self._hop + self._field - len(samples))))[:, None]
-        field, hop, first = self._field, self._hop, 0
-        if self._shape.group_norm:  # over the whole segment, so the first convolution is too
-            kernel, stride = self._shape.convolutions[0]
-            count = (len(samples) - kernel) // stride + 1
-            x = self._convolved(x, 0)
-            x[:count] = self._over_time(x[:count])
-            field, hop, first = (field - kernel) // stride + 1, hop // stride, 1
+        convolutions = self._convolutions
+        if self._shape.group_norm:
+            convolutions = [self._first_over_time(samples), *convolutions[1:]]
+        samples = F.pad(samples, (0, max(0, (rounded - 1) * self._hop + self._field - len(samples))))
         pieces = []
         for start in range(0, rounded, CHUNK):
             end = min(start + CHUNK, rounded)
-            piece = x[start * hop : (end - 1) * hop + field]
-            if first:
-                piece = F.gelu(piece)
-            for i in range(first, len(self._convolutions)):
-                piece = F.gelu(self._convolved(piece, i))
-            pieces.append(piece)
+            x = samples[start * self._hop : (end - 1) * self._hop + self._field, None]
+            for (kernel, stride), convolution, norm in zip(
+                self._shape.convolutions, convolutions, self._norms, strict=True
+            ):
+                x = _convolve(x, convolution, kernel, stride)
+                if norm is not None and not self._shape.group_norm:
+                    x = self._normalise(x, norm)
+                x = F.gelu(x)
+            pieces.append(x)
         return torch.cat(pieces)[:frames]
 
-    def _convolved(self, x: torch.Tensor, i: int) -> torch.Tensor:
-        x = _convolve(x, self._convolutions[i], *self._shape.convolutions[i])
-        norm = self._norms[i]
-        return x if norm is None or self._shape.group_norm else self._normalise(x, norm)
+    def _first_over_time(self, samples: torch.Tensor) -> _Affine:
+        """The first convolution with its norm over all frames: group norm with as many groups as channels, folded in.
+
+        A channel is the product of a window of samples and its kernel, so its mean and variance follow from the mean
+        and the covariance of the windows, and nothing as long as the segment has to be normalised or kept.
+        """
+        kernel, stride = self._shape.convolutions[0]
+        norm = self._norms[0]
+        assert norm is not None
+        windows = samples.unfold(0, kernel, stride).double()
+        mean = windows.mean(0)
+        windows -= mean
+        weight = self._convolutions[0].weight.double()
+        variance = (weight @ (windows.T @ windows / len(windows)) * weight).sum(1)
+        scale = norm.weight / (variance + self._shape.epsilon).sqrt()
+        return _Affine((weight * scale[:, None]).to(self._dtype), (norm.bias - weight @ mean * scale).to(self._dtype))
 
     def _normalise(self, x: torch.Tensor, norm: _Affine) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self._shape.epsilon)
-
-    def _over_time(self, x: torch.Tensor) -> torch.Tensor:
-        """Each channel of the first convolution normalised over all frames: as many groups as channels."""
-        norm = self._norms[0]
-        assert norm is not None
-        return F.group_norm(x.T[None], x.shape[1], norm.weight, norm.bias, self._shape.epsilon)[0].T
 
     def _positions(self, x: torch.Tensor) -> torch.Tensor:
         """The convolutional position embedding, whose last frame is one too many where the kernel is even."""
