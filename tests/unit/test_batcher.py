@@ -75,7 +75,7 @@ class TestPipeline:
     async def test_a_segment_leaves_when_it_is_done_where_nothing_is_padded(self) -> None:
         hold = threading.Event()
         engine = CountingEngine(hold=hold)
-        running = batcher(engine, batch_ms=60_000)
+        running = batcher(engine, batch_ms=60_000, rate=15.0)
         items = [work("a", str(i)) for i in range(3)]
         for item in items:
             running.put(item)
@@ -87,6 +87,17 @@ class TestPipeline:
         assert not items[2].future.done()
         await items[2].future
         assert engine.batches == [["0"], ["1"], ["2"]]
+        await running.stop()
+
+    @pytest.mark.parametrize("pipelined", [True, False])
+    async def test_segments_that_take_no_time_go_from_step_to_step_together(self, *, pipelined: bool) -> None:
+        engine = CountingEngine()
+        running = batcher(engine, rate=15.0, pipelined=pipelined)
+        items = [work("a", str(i), 500) for i in range(5)]  # 33 ms each
+        for item in items:
+            running.put(item)
+        await asyncio.gather(*(item.future for item in items))
+        assert engine.batches == [["0", "1", "2"], ["3", "4"]]
         await running.stop()
 
     async def test_the_next_batch_is_prepared_while_one_is_computed(self) -> None:
