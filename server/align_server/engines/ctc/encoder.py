@@ -185,7 +185,7 @@ class Encoder(torch.nn.Module):
         """
         kernel, stride = self._shape.convolutions[0]
         norm = self._norms[0]
-        if norm is None:
+        if norm is None or norm.bias is None:
             raise ValueError("a model with group norm has none after its first convolution")
         windows = samples.unfold(0, kernel, stride).double()
         mean = windows.mean(0)
