@@ -181,7 +181,8 @@ class Encoder(torch.nn.Module):
         """The first convolution with its norm over all frames: group norm with as many groups as channels, folded in.
 
         A channel is the product of a window of samples and its kernel, so its mean and variance follow from the mean
-        and the covariance of the windows, and nothing as long as the segment has to be normalised or kept. The convolution's own bias cancels out.
+        and the covariance of the windows, and nothing as long as the segment has to be normalised or kept.
+        The convolution's own bias cancels out.
         """
         kernel, stride = self._shape.convolutions[0]
         norm = self._norms[0]
