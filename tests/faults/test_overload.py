@@ -71,8 +71,8 @@ def own_server(room: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """A CTC model whose first convolution takes 6.5 MB for each second of audio."""
-    return write_checkpoint(tmp_path / "tiny", channels=512, hidden=16)
+    """A CTC model, computed by transformers, whose first convolution takes 6.5 MB for each second of audio."""
+    return write_checkpoint(tmp_path / "tiny", channels=512, hidden=16, family="wavlm")
 
 
 async def test_a_client_that_reads_no_results_is_bounded_and_costs_the_others_nothing(
