@@ -1,6 +1,6 @@
 """A busy server under a storm of single calls that leave it no time: what it computes in vain, how soon it refuses.
 
-The calls are of gRPC itself, so that nothing is tried again.
+The calls are of gRPC itself, so that nothing is tried again; they say how much audio they bring, as the SDK does.
 """
 
 from __future__ import annotations
@@ -102,6 +102,7 @@ def make_storm(address: str, said: Sequence[Utterance], calls: int) -> Callable[
     runner = asyncio.Runner()
     bytes(16 * 2**20)  # as the SDK does before its first message: glibc then keeps the buffers of messages
     given = [pb.AlignRequest() for _ in said]
+    audio_ms = [(("align-audio-ms", str(round(1000 * one.seconds))),) for one in said]
     for request, one in zip(given, requests(said), strict=True):
         wire.fill(request.segment, "", *one)
 
@@ -114,7 +115,9 @@ def make_storm(address: str, said: Sequence[Utterance], calls: int) -> Callable[
                 started = time.perf_counter()
                 how = "answered"
                 try:
-                    await stub.Align(given[number % len(given)], timeout=DEADLINE_S)
+                    await stub.Align(
+                        given[number % len(given)], timeout=DEADLINE_S, metadata=audio_ms[number % len(given)]
+                    )
                 except grpc.aio.AioRpcError as error:
                     how = _how(error)
                 return how, time.perf_counter() - started

@@ -19,7 +19,6 @@ import structlog
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from align_proto.v1 import align_pb2, align_pb2_grpc
 from align_server import __version__
 from align_server.config import SMALLEST_QUEUE_MS
 from align_server.engines import registry
@@ -31,7 +30,7 @@ from align_server.scheduling.learnt import Learnt
 from align_server.scheduling.memory import MemoryGuard, ProcessMemory
 from align_server.scheduling.pools import Pools
 from align_server.scheduling.residents import ModelState, Residents
-from align_server.service import MAX_MESSAGE_BYTES, AlignService
+from align_server.service import MAX_MESSAGE_BYTES, SERVICE, AlignService
 from align_server.stream import Edge
 from align_server.tracing import Tracer
 
@@ -42,7 +41,6 @@ if TYPE_CHECKING:
     from align_server.engines.engine import Engine
     from align_server.metrics import Reading
 
-SERVICE = align_pb2.DESCRIPTOR.services_by_name["AlignService"].full_name
 DRAIN_POLL_S = 0.02
 SWITCH_S = 0.001  # for which a thread that computes in Python may keep the event loop from the interpreter's lock
 KEPT_BYTES = 31 * 2**20  # blocks of that size are used again instead of mapped and faulted in anew: glibc's most is 32
@@ -184,7 +182,7 @@ class Server:
                 ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
             ],
         )
-        align_pb2_grpc.add_AlignServiceServicer_to_server(self._service, self._server)
+        self._service.add_to(self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         try:

@@ -13,8 +13,10 @@ import sys
 import time
 from typing import TYPE_CHECKING
 
+import grpc
+
 from align_proto.v1 import align_pb2 as pb
-from align_proto.v1.align_pb2_grpc import AlignServiceServicer
+from align_proto.v1.align_pb2_grpc import AlignServiceServicer, add_AlignServiceServicer_to_server
 from align_server import __version__, wire
 from align_server.errors import statuses
 from align_server.scheduling.memory import allocated
@@ -37,10 +39,12 @@ if TYPE_CHECKING:
     LoadContext = ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
     UnloadContext = ServicerContext[pb.UnloadModelRequest, pb.UnloadModelResponse]
 
+SERVICE = pb.DESCRIPTOR.services_by_name["AlignService"].full_name
 PROTOCOL_REVISION = 1
 MAX_MESSAGE_BYTES = 16 * 2**20
 CLIENT = "align-client"  # metadata: a name for the fair queue, such as a host and process id
 ATTEMPT = "align-attempt"  # metadata: how often a call was refused before
+AUDIO = "align-audio-ms"  # metadata: audio that the message will bring
 MARGIN = 1.5  # on the guess of how long a call will take, where its deadline is checked
 
 
@@ -61,21 +65,43 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
         for stream in self._streams:
             stream.wake()
 
-    async def Align(self, request: pb.AlignRequest, context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Answer the calls of a server.
+
+        Align is declared as a stream of requests, which is the same on the wire: so its message, half a megabyte for
+        15 s of audio, is read when the call asks for it and not before, and a call that is refused at once costs
+        neither side that. The rest of it then stays within HTTP/2's window, with the client.
+        """
+        add_AlignServiceServicer_to_server(self, server)
+        align = grpc.stream_unary_rpc_method_handler(
+            self.Align, pb.AlignRequest.FromString, pb.AlignResponse.SerializeToString
+        )
+        server.add_registered_method_handlers(SERVICE, {"Align": align})
+
+    async def Align(self, requests: AsyncIterator[pb.AlignRequest], context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
         """Align or transcribe one segment."""
         arrived = time.monotonic()
         remaining = context.time_remaining()
         deadline = None if remaining is None else arrived + remaining
-        async with statuses(context), self._counted(arrived), self._lease(request.model) as batcher:
+        async with statuses(context), self._counted(arrived):
             given = _metadata(context)
+            self._refuse_unread(given, deadline)
+            request = await anext(aiter(requests), None)
+            if request is None:
+                raise Invalid("segment", "the call ended without a message")
+            return await self._align(request, context, given, deadline)
+        raise AssertionError("statuses() ends every failed call with a status")
+
+    async def _align(
+        self, request: pb.AlignRequest, context: AlignContext, given: dict[str, str], deadline: float | None
+    ) -> pb.AlignResponse:
+        async with self._lease(request.model) as batcher:
             segment = self._edge.segment(request.segment, request.segment.pcm, batcher)
             client = given.get(CLIENT) or context.peer()
             work = Work(segment, client, batcher.engine.cost(segment.duration_ms), interactive=True, deadline=deadline)
-            self._meets_deadline(work, batcher)
+            _check_deadline(deadline, batcher.seconds_until_done(work.cost_ms))
             audio_ms = segment.duration_ms
-            self._edge.admission.admit_unary(
-                audio_ms, batcher.throughput.seconds_for, returning=given.get(ATTEMPT, "0") != "0"
-            )
+            self._edge.admission.admit_unary(audio_ms, batcher.throughput.seconds_for, returning=_returns(given))
             try:
                 batcher.put(work)
                 result = await work.future
@@ -84,7 +110,6 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 self._edge.admission.release_unary(audio_ms)
                 self._edge.report(work, batcher.engine.name, context)
             return pb.AlignResponse(model=batcher.engine.name, words=wire.timings(result), said=wire.said(result))
-        raise AssertionError("statuses() ends every failed call with a status")
 
     async def AlignStream(self, requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract
         """Align segments as they come, within the credit that was granted."""
@@ -237,16 +262,32 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
         if self._edge.draining:
             raise Unavailable("the server is draining; it takes no new work")
 
-    def _meets_deadline(self, work: Work, batcher: Batcher) -> None:
-        """Raise DeadlineTooSoon for work whose result would come too late."""
-        if work.deadline is None:
-            return
-        needed = MARGIN * batcher.seconds_until_done(work.cost_ms)
-        left = work.deadline - time.monotonic()
-        if needed > left:
-            raise DeadlineTooSoon(
-                f"the result would take about {needed:.2f} s, and the deadline leaves {max(left, 0):.2f} s"
-            )
+    def _refuse_unread(self, given: dict[str, str], deadline: float | None) -> None:
+        """Raise the Refusal of a call that no loaded model could take, by what it says of itself."""
+        self._refuse_when_draining()
+        said = given.get(AUDIO, "")
+        audio_ms = int(said) if said.isdecimal() else 0
+        if batchers := self._residents.batchers:
+            _check_deadline(deadline, min(each.seconds_until_done(each.engine.cost(audio_ms)) for each in batchers))
+            fastest = max((each.throughput for each in batchers), key=lambda each: each.rate)
+            self._edge.admission.check_unary(audio_ms, fastest.seconds_for, returning=_returns(given))
+
+
+def _check_deadline(deadline: float | None, seconds: float) -> None:
+    """Raise DeadlineTooSoon where what takes so long from now would come too late."""
+    if deadline is None:
+        return
+    needed = MARGIN * seconds
+    left = deadline - time.monotonic()
+    if needed > left:
+        raise DeadlineTooSoon(
+            f"the result would take about {needed:.2f} s, and the deadline leaves {max(left, 0):.2f} s"
+        )
+
+
+def _returns(given: dict[str, str]) -> bool:
+    """Whether the call was refused before."""
+    return given.get(ATTEMPT, "0") != "0"
 
 
 def _metadata(context: AlignContext) -> dict[str, str]:

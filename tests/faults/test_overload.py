@@ -17,6 +17,7 @@ from align_client import AsyncClient, Client, MissingReason, Word
 from align_client.sdk.errors import DeadlineExceeded, RequestRefused
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceStub
+from align_server.service import SERVICE
 from checkpoints import write_checkpoint
 from support import launch
 
@@ -114,6 +115,25 @@ async def test_what_cannot_meet_its_deadline_is_refused_at_once_and_never_comput
             while sum(done) <= others:  # noqa: ASYNC110  another task counts
                 await asyncio.sleep(0.05)
     assert after.refused.get("deadline", 0) > 0
+
+
+async def test_a_call_that_comes_too_late_for_anything_is_refused_before_its_message_is_read(
+    own_server: ServerProcess,
+) -> None:
+    async def never() -> AsyncIterator[pb.AlignRequest]:
+        await asyncio.sleep(60)
+        yield pb.AlignRequest()
+
+    async with flood(own_server.address), grpc.aio.insecure_channel(own_server.address) as channel:
+        align = channel.stream_unary(
+            f"/{SERVICE}/Align", pb.AlignRequest.SerializeToString, pb.AlignResponse.FromString
+        )
+        said = []
+        for _ in range(10):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await align(never(), timeout=0.1, metadata=[("align-audio-ms", "110000")])
+            said.append(caught.value.details() or "")
+        assert any("the deadline leaves" in text for text in said), said  # the server, not the caller's own clock
 
 
 async def test_a_caller_whose_deadline_can_be_met_is_served_beside_a_flood(own_server: ServerProcess) -> None:

@@ -29,6 +29,7 @@ from align_client.sdk.errors import (
 )
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceStub
+from align_server.service import SERVICE
 from support import launch
 
 if TYPE_CHECKING:
@@ -363,6 +364,20 @@ class TestNoServer:
                 assert hint in done.stderr
             finally:
                 other.kill()
+
+
+async def test_a_call_without_a_message_is_told_so(server: ServerProcess) -> None:
+    async def nothing() -> AsyncIterator[pb.AlignRequest]:
+        for request in list[pb.AlignRequest]():
+            yield request
+
+    async with grpc.aio.insecure_channel(server.address) as channel:
+        align = channel.stream_unary(
+            f"/{SERVICE}/Align", pb.AlignRequest.SerializeToString, pb.AlignResponse.FromString
+        )
+        error = await refusal(align(nothing()))
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert "without a message" in (error.details() or "")
 
 
 def test_help_imports_neither_grpc_nor_torch() -> None:

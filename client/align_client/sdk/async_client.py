@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Self
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from align_client.media.stream import from_array, read
+from align_client.media.stream import SAMPLE_RATE, from_array, read
 from align_client.sdk import wire
 from align_client.sdk.address import default_address, default_socket
 from align_client.sdk.errors import AccessDenied, DeadlineExceeded, ServerBusy, VersionMismatch, from_status
@@ -110,7 +110,12 @@ class AsyncClient:
             if left <= 0:
                 raise DeadlineExceeded(f"no answer from {self.address} within {self.timeout:g} s")
             try:
-                given = (*_metadata(), ("align-client", _client()), ("align-attempt", str(backoff.attempt)))
+                given = (
+                    *_metadata(),
+                    ("align-client", _client()),
+                    ("align-attempt", str(backoff.attempt)),
+                    ("align-audio-ms", str(1000 * len(pcm) // SAMPLE_RATE)),
+                )
                 response = await self._connect().Align(request, timeout=left, metadata=given)
             except grpc.aio.AioRpcError as error:
                 failure = from_status(error, self.address)

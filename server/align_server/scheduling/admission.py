@@ -190,8 +190,8 @@ class Admission:
         if self._hungry:
             self._share()
 
-    def admit_unary(self, cost_ms: int, seconds_for: Callable[[float], float], *, returning: bool = False) -> None:
-        """Book a unary call, or raise Full with when to come back.
+    def check_unary(self, cost_ms: int, seconds_for: Callable[[float], float], *, returning: bool = False) -> None:
+        """Raise Full, with when to come back, where a unary call of that cost cannot be taken now.
 
         `seconds_for` says how long a cost takes to compute. A refused call has a place kept for the time that it was
         given; calls that are `returning` may take such places, and newcomers may not.
@@ -206,12 +206,16 @@ class Admission:
         if not returning:
             share = budget * (1 - WINDOW_SHARE - DEMAND_SHARE)
             room -= int(min(kept, share * KEPT_SHARE))
-        elif self._places and cost_ms <= room:
-            self._places.popleft()
         if cost_ms > room:
             wait = seconds_for(cost_ms - min(free, 0) + kept)
             self._places.append(_Place(now + wait + KEPT_S, cost_ms))
             raise Full(wait, self.held_ms, budget)
+
+    def admit_unary(self, cost_ms: int, seconds_for: Callable[[float], float], *, returning: bool = False) -> None:
+        """Book a unary call. Raises Full as `check_unary` does."""
+        self.check_unary(cost_ms, seconds_for, returning=returning)
+        if returning and self._places:
+            self._places.popleft()
         self._unary_ms += cost_ms
 
     def release_unary(self, cost_ms: int) -> None:
