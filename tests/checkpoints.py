@@ -9,10 +9,11 @@ import json
 from typing import TYPE_CHECKING, Any, Final, TypedDict
 
 import torch
-from transformers import AutoConfig, AutoModelForCTC
+from safetensors.torch import save_file
+from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2ForCTC
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 SPECIAL: Final = ("<pad>", "<s>", "</s>", "<unk>", "|")
@@ -77,6 +78,45 @@ def write_checkpoint(
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>"})
     extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True, "sampling_rate": 16000}
     write_json(folder / "preprocessor_config.json", extractor)
+    return folder
+
+
+def write_adapted(
+    folder: Path, languages: Mapping[str, str], *, inner: int = 4, hidden: int = 32, seed: int = 0, **config: Any
+) -> Path:
+    """Write a model with an adapter and a vocabulary for each language, as facebook/mms-1b-all has them.
+
+    `languages` has the letters of each, by the names of the files. Adapters have `inner` channels, and weights so large
+    that those of another language are noticed. The model itself is saved with those of the first. `config` goes to
+    `write_checkpoint`.
+    """
+    vocabularies = {name: (*SPECIAL, *letters) for name, letters in languages.items()}
+    first = next(iter(languages))
+    write_checkpoint(
+        folder,
+        hidden=hidden,
+        norm="layer",
+        seed=seed,
+        vocabulary=vocabularies[first],
+        adapter_attn_dim=inner,
+        **config,
+    )
+    load: Any = Wav2Vec2ForCTC.from_pretrained  # has no types
+    model = load(folder)
+    with torch.random.fork_rng():
+        for i, (name, vocabulary) in enumerate(vocabularies.items()):
+            torch.manual_seed(1000 * (seed + 1) + i)
+            model.lm_head = torch.nn.Linear(hidden, len(vocabulary))
+            weights = model._get_adapters()
+            for key, weight in weights.items():
+                torch.nn.init.normal_(weight, mean=float(key.endswith("norm.weight")), std=0.2)
+            save_file({key: weight.data for key, weight in weights.items()}, folder / f"adapter.{name}.safetensors")
+            if name == first:
+                model.save_pretrained(folder)
+    write_json(
+        folder / "vocab.json",
+        {name: {text: i for i, text in enumerate(vocabulary)} for name, vocabulary in vocabularies.items()},
+    )
     return folder
 
 

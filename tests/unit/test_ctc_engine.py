@@ -117,6 +117,7 @@ def test_the_revision_says_in_which_precision(folder: Path, engine: CtcEngine) -
         {"hidden_act": "relu"},
         {"layer_norm_eps": 1e-3},
         {"feat_extract_activation": "relu"},
+        {"adapter_attn_dim": 4, "norm": "layer"},  # and one vocabulary: of one language
     ],
 )
 def test_what_our_encoder_does_not_have_is_computed_by_transformers(tmp_path: Path, config: dict[str, Any]) -> None:

@@ -32,25 +32,38 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from align_server.engines.ctc.checkpoint import FrontEnd
+    from align_server.engines.ctc.encoder import Adapter
 
 MAX_SEGMENT_S: Final = 40.0  # more than twice as long as what models are trained on
 DELIMITER: Final = -1  # owns the tokens between words
 
 
 @dataclass(frozen=True, slots=True)
+class Alphabet:
+    """The tokens that a segment is spelled in: `size` of them, CTC's `blank` among them.
+
+    `delimiter` is the token between words, None where there is none. `language` tells a model's alphabets apart, where
+    it has one for each language.
+    """
+
+    size: int
+    blank: int
+    delimiter: int | None
+    language: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Traits:
     """What sharing needs to know of a model.
 
-    `delimiter` is the token between words, None where the model has none. `paddable`: whether padding, with lengths
-    given, changes nothing. `balance` is the number of frames at which attention takes as long as everything else.
+    `alphabet` is the only one, or that of the default language. `paddable`: whether padding, with lengths given,
+    changes nothing. `balance` is the number of frames at which attention takes as long as everything else.
     `longest_tail_ms` is by how much a word may end after its last token: half of the blanks that follow, but no more
     than that; 0 ends it with the token.
     """
 
     front_end: FrontEnd
-    vocab_size: int
-    blank: int
-    delimiter: int | None
+    alphabet: Alphabet
     paddable: bool
     balance: float
     longest_tail_ms: float = 0.0
@@ -66,6 +79,7 @@ class Plan:
 
     words: tuple[Word, ...]
     duration_ms: int
+    alphabet: Alphabet
     tokens: tuple[int, ...]
     owners: tuple[int, ...]
     slots: frozenset[int]
@@ -110,7 +124,7 @@ class CtcAligner(Engine):
         self._digest = ""  # of its files, once they were read
 
     @abc.abstractmethod
-    def _spell(self, word: Word) -> tuple[Sequence[int], str]:
+    def _spell(self, word: Word, alphabet: Alphabet, /) -> tuple[Sequence[int], str]:
         """The tokens of a word, not the blank; where there are none, why."""
 
     @abc.abstractmethod
@@ -127,6 +141,18 @@ class CtcAligner(Engine):
         there is padding.
         """
 
+    def _alphabet(self, _words: Sequence[Word], /) -> Alphabet:
+        """What a segment of these words is spelled in."""
+        return self._traits.alphabet
+
+    def _knows(self, _language: str, /) -> bool:
+        """Whether the model has what it needs for the words of a language."""
+        return True
+
+    def _adapter(self, _alphabet: Alphabet, /) -> Adapter | None:
+        """What makes an Encoder hear in an alphabet; None where it has no other."""
+        return None
+
     @property
     def name(self) -> str:
         """What users call it."""
@@ -134,7 +160,7 @@ class CtcAligner(Engine):
 
     @property
     def languages(self) -> tuple[str, ...]:
-        """None: the model does not say."""
+        """None, where the model does not say."""
         return ()
 
     @property
@@ -183,7 +209,8 @@ class CtcAligner(Engine):
         return Prepared(plan, self._normalised(segment.pcm.astype(np.float32) / np.float32(32768)))
 
     def _plan(self, segment: Segment, frames: int) -> Plan:
-        star = self._traits.vocab_size
+        alphabet = self._alphabet(segment.words)
+        star = alphabet.size
         said: list[tuple[int, Sequence[int]]] = []
         missing: dict[int, WordTiming] = {}
         slots: set[int] = set()
@@ -191,20 +218,23 @@ class CtcAligner(Engine):
             if word.kind is WordKind.PAUSE:
                 continue
             tokens: Sequence[int] = ()
-            if word.kind is WordKind.WORD:
-                tokens, why = self._spell(word)
+            if word.kind is WordKind.WORD and not self._knows(word.language):
+                detail = f"{word.text!r} is in {word.language!r}, for which the model has no adapter"
+                missing[i] = WordTiming(reason=MissingReason.UNSUPPORTED_LANGUAGE, detail=detail)
+            elif word.kind is WordKind.WORD:
+                tokens, why = self._spell(word, alphabet)
                 if not tokens:
                     missing[i] = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail=f"{word.text!r}: {why}")
             if not tokens:
                 slots.add(i)
             said.append((i, tokens or [star]))
-        for delimiter in (self._traits.delimiter, None):  # without, where the audio has no room for it
+        for delimiter in (alphabet.delimiter, None):  # without, where the audio has no room for it
             chain = list(_chain(said, slots, delimiter))
             tokens = [token for token, _ in chain]
             if frames >= fewest_frames(tokens):
                 break
         owners = tuple(owner for _, owner in chain)
-        return Plan(segment.words, segment.duration_ms, tuple(tokens), owners, frozenset(slots), missing)
+        return Plan(segment.words, segment.duration_ms, alphabet, tuple(tokens), owners, frozenset(slots), missing)
 
     def compute(self, batch: Sequence[Prepared]) -> list[Scored]:
         """Log posteriors of each segment."""
@@ -214,7 +244,8 @@ class CtcAligner(Engine):
         samples = [torch.from_numpy(item.samples) for item in batch]
         with torch.inference_mode():
             if isinstance(model, Encoder):
-                emissions = [model(one).log_softmax(-1) for one in samples]
+                adapters = (self._adapter(item.plan.alphabet) for item in batch)
+                emissions = [model(*one).log_softmax(-1) for one in zip(samples, adapters, strict=True)]
             elif self.device == "cpu":
                 emissions = [self._emissions(model, one[None])[0] for one in samples]
             else:
@@ -239,7 +270,7 @@ class CtcAligner(Engine):
     def decode(self, scored: Scored) -> Result:
         """Word times; see the class. Raises ArithmeticError where the model gave what is not a number."""
         plan = scored.plan
-        spans = token_spans(scored.emissions, plan.tokens, self._traits.blank)
+        spans = token_spans(scored.emissions, plan.tokens, plan.alphabet.blank)
         following = np.append(spans.starts[1:], len(scored.emissions))
         tails = np.minimum((following - spans.ends) / 2, self._traits.longest_tail_ms / self.frame_ms)
         owners = np.array(plan.owners)

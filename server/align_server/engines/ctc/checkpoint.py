@@ -6,19 +6,22 @@ The formats are those that Hugging Face transformers writes with `save_pretraine
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from align_server.engines.ctc.adapters import Adapters
 from align_server.engines.engine import SAMPLE_RATE, EngineLoadError, Progress
 from align_server.engines.files import WEIGHTS, read_config, read_json, verify, weight_files
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
-DECODER_VERSION: Final = 1  # raised with every change that can change a time or a score
+DECODER_VERSION: Final = 2  # raised with every change that can change a time or a score
 
 SETTINGS: Final = (  # of those that are there, times depend on all
     "config.json",
@@ -54,7 +57,8 @@ _LICENCE: Final = re.compile(r"^license:[ \t]*(?:\n?[ \t]*- )?[ \t]*['\"]?(?P<li
 class Description:
     """What a user chooses a checkpoint by: ISO 639-3 languages, its licence, and the bytes of its weights.
 
-    `languages` is empty: a checkpoint does not say. `licence` is "" and `size_bytes` 0 where the folder does not say.
+    `languages` is empty where there are no adapters for any, `licence` is "" and `size_bytes` 0 where the folder does
+    not say. Of adapters `size_bytes` counts those that will be in memory at most.
     """
 
     languages: tuple[str, ...]
@@ -64,11 +68,13 @@ class Description:
 
 def describe(folder: Path) -> Description:
     """What can be said of the checkpoint in `folder` without reading its weights; does not raise."""
-    try:
+    adapters = None
+    size = 0
+    with contextlib.suppress(EngineLoadError, OSError):
         size = sum(path.stat().st_size for path in weight_files(folder, _convert(folder)))
-    except (EngineLoadError, OSError):
-        size = 0
-    return Description((), _licence(folder / "README.md"), size)
+        adapters = Adapters.find(folder, read_config(folder, "ctc:FOLDER"))
+        size += adapters.held_bytes if adapters else 0
+    return Description(adapters.codes if adapters else (), _licence(folder / "README.md"), size)
 
 
 def _licence(card: Path) -> str:
@@ -129,7 +135,8 @@ class Checkpoint:
 
     `normalise`: whether audio is brought to zero mean and unit variance. `paddable`: whether padding, masked, changes
     nothing. `balance` is the number of frames at which attention takes as long as everything else. `config` is its
-    config.json, `weights` are the files that hold them, `others` the further files that times depend on.
+    config.json, `weights` are the files that hold them, `adapters` those of languages, if it has any, and `others` the
+    further files that times depend on.
     """
 
     folder: Path
@@ -140,6 +147,7 @@ class Checkpoint:
     balance: float
     config: dict[str, Any]
     weights: tuple[Path, ...]
+    adapters: Adapters | None
     others: tuple[Path, ...]
 
     @classmethod
@@ -166,21 +174,34 @@ class Checkpoint:
             balance=frames,
             config=config,
             weights=weight_files(folder, _convert(folder)),
+            adapters=Adapters.find(folder, config),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of the weights on disk."""
-        return sum(path.stat().st_size for path in self.weights)
+        """Bytes of the weights on disk, and of as many adapters, the largest, as are in memory at a time."""
+        return sum(path.stat().st_size for path in self.weights) + (self.adapters.held_bytes if self.adapters else 0)
+
+    def sums(self, progress: Progress) -> dict[str, str]:
+        """Read every file once: check those that SHA256SUMS lists, and return the SHA-256 of each by its name.
+
+        All adapters are read, not only those in use (10 GB where all of mms-1b-all are there), so that none is found to
+        be damaged only when its language comes up. Raises EngineLoadError.
+        """
+        adapters = self.adapters.paths if self.adapters else ()
+        lines = verify(self.folder, (*self.others, *self.weights, *adapters), progress).splitlines()
+        return {name: digest for name, _, digest in (line.rpartition(" ") for line in lines)}
 
     def verify(self, progress: Progress) -> str:
-        """Read every file once: check those that SHA256SUMS lists, and return the revision, 12 hex digits.
+        """The revision, after `sums`. Raises EngineLoadError."""
+        return revision(self.sums(progress))
 
-        Equal revisions have the same weights, settings, vocabulary and decoder. Raises EngineLoadError.
-        """
-        parts = verify(self.folder, (*self.others, *self.weights), progress)
-        return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
+
+def revision(sums: Mapping[str, str]) -> str:
+    """12 hex digits: equal revisions have the same weights, adapters, settings, vocabulary and decoder."""
+    parts = "".join(f"{name} {digest}\n" for name, digest in sums.items())
+    return hashlib.sha256(f"decoder {DECODER_VERSION}\n{parts}".encode()).hexdigest()[:12]
 
 
 def _check_architecture(path: Path, config: dict[str, Any]) -> None:

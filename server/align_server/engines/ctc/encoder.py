@@ -9,6 +9,7 @@ frames as they lie in memory: nothing is transposed or copied, where the usual f
 
 from __future__ import annotations
 
+import itertools
 import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
 CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
 STEP: Final = 10  # the last ones are rounded up to so many: oneDNN compiles code for every new shape, for 0.4 ms each
 AGREEING: Final = 0.1  # of a frame's probability that may be elsewhere in bf16; see `disagreement`
+NARROW: Final = 16  # channels: in bf16 oneDNN miscomputes convolutions whose groups have fewer, on CPUs with AMX
 SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
 
 log = structlog.get_logger()
@@ -39,6 +41,7 @@ class Shape:
 
     `group_norm` normalises the first convolution over time, as base models have it; else each is normalised over its
     channels. `pre_norm` normalises before attention and feed-forward part, as large models do, and not after.
+    `adapted`: whether each layer ends with a step that a language can replace; only models with `pre_norm` have it.
     """
 
     convolutions: tuple[tuple[int, int], ...]
@@ -49,6 +52,7 @@ class Shape:
     heads: int
     position_groups: int
     epsilon: float = 1e-5
+    adapted: bool = False
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +73,35 @@ class _Layer:
     inner: _Affine
     outer: _Affine
     final_norm: _Affine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Step:
+    """What is added to a layer's output: it is normalised, brought to a few channels, and brought back."""
+
+    norm: _Affine
+    down: _Affine
+    up: _Affine
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Adapter:
+    """What a model needs to know one language: a step after each layer, and its last layer, in float32.
+
+    Source: V. Pratap et al. 2023, https://doi.org/10.48550/arXiv.2305.13516; the step is that of transformers'
+    `Wav2Vec2AttnAdapterLayer`.
+    """
+
+    steps: tuple[_Step, ...]
+    head: _Affine
+
+    @classmethod
+    def read(cls, shape: Shape, weights: Weights, dtype: torch.dtype) -> Adapter:
+        """Read one for a model of that shape and `dtype`, as Encoder reads its weights."""
+        names = [f"encoder.transformer.layers.{i}.adapter_layer" for i in range(shape.layers)]
+        parts = ("norm", "linear_1", "linear_2")
+        steps = (_Step(*(_affine(weights, f"{name}.{part}", dtype) for part in parts)) for name in names)
+        return cls(tuple(steps), _affine(weights, "aux", torch.float32))
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +132,7 @@ class Encoder(torch.nn.Module):
             return _own(weights(name), dtype)
 
         def affine(name: str) -> _Affine:
-            return _Affine(tensor(f"{name}.weight"), tensor(f"{name}.bias"))
+            return _affine(weights, name, dtype)
 
         def layer(name: str) -> _Layer:
             parts = [f"{name}.attention.{part}_proj" for part in "qkv"]
@@ -126,34 +159,43 @@ class Encoder(torch.nn.Module):
         self._input_norm = affine("encoder.feature_projection.layer_norm")
         self._projection = affine("encoder.feature_projection.projection")
         position = "encoder.transformer.pos_conv_embed.conv"
-        self._position = _Affine(_own(_normalised(weights, position), dtype), tensor(f"{position}.bias"))
+        kernels = _normalised(weights, position)  # [out, in of a group, kernel]
+        exact = torch.float32 if kernels.shape[1] < NARROW else dtype
+        self._position = _Affine(_own(kernels, exact), _own(weights(f"{position}.bias"), exact))
         self._norm = affine("encoder.transformer.layer_norm")
         names = [f"encoder.transformer.layers.{i}" for i in range(shape.layers)]
         self._layers: Iterable[_Layer] = list(map(layer, names)) if keep_layers else _Reread(layer, names)
-        self._head = _Affine(*(_own(weights(f"aux.{kind}"), torch.float32) for kind in ("weight", "bias")))
+        self._adapter = Adapter.read(shape, weights, dtype) if shape.adapted else None
+        self._head = self._adapter.head if self._adapter else _affine(weights, "aux", torch.float32)
         kernel, hop = shape.convolutions[-1]
         for k, s in reversed(shape.convolutions[:-1]):
             kernel, hop = (kernel - 1) * s + k, hop * s
         self._field, self._hop = kernel, hop  # samples
 
-    def forward(self, samples: torch.Tensor) -> torch.Tensor:
-        """Logits, float32, shape [frames, vocabulary], of float32 samples, shape [samples], at least one frame."""
+    def forward(self, samples: torch.Tensor, adapter: Adapter | None = None) -> torch.Tensor:
+        """Logits, float32, shape [frames, vocabulary], of float32 samples, shape [samples], at least one frame.
+
+        `adapter` is in the model's dtype and replaces its own, the last layer with it; only for models that have one.
+        """
+        adapter = adapter or self._adapter
         shape = self._shape
         x = self._front_end(samples.to(self._dtype))
         x = _linear(self._normalise(x, self._input_norm), self._projection)
         x = x + self._positions(x)
         if not shape.pre_norm:
             x = self._normalise(x, self._norm)
-        for layer in self._layers:
+        for layer, step in zip(self._layers, adapter.steps if adapter else itertools.repeat(None), strict=False):
             if shape.pre_norm:
                 x = x + self._attention(self._normalise(x, layer.norm), layer)
                 x = x + _feed_forward(self._normalise(x, layer.final_norm), layer)
+                if step is not None:
+                    x = x + _linear(F.relu(_linear(self._normalise(x, step.norm), step.down)), step.up)
             else:
                 x = self._normalise(x + self._attention(x, layer), layer.norm)
                 x = self._normalise(x + _feed_forward(x, layer), layer.final_norm)
         if shape.pre_norm:
             x = self._normalise(x, self._norm)
-        return _linear(x.float(), self._head)
+        return _linear(x.float(), adapter.head if adapter else self._head)
 
     def _front_end(self, samples: torch.Tensor) -> torch.Tensor:
         """Frames, shape [frames, channels], computed CHUNK at a time; what is added to round up is taken off again."""
@@ -203,8 +245,10 @@ class Encoder(torch.nn.Module):
         """The convolutional position embedding, whose last frame is one too many where the kernel is even."""
         weight, bias = self._position.weight, self._position.bias
         kernel = weight.shape[-1]
-        wide = F.conv1d(x.T[None], weight, bias, padding=kernel // 2, groups=self._shape.position_groups)[0]
-        return F.gelu(wide[:, : len(x)]).T
+        wide = F.conv1d(
+            x.T[None].to(weight.dtype), weight, bias, padding=kernel // 2, groups=self._shape.position_groups
+        )[0]
+        return F.gelu(wide[:, : len(x)]).T.to(self._dtype)
 
     def _attention(self, x: torch.Tensor, layer: _Layer) -> torch.Tensor:
         """Self-attention, in blocks that fit a cache: 2.5 times as fast as PyTorch's own at 15 s of audio."""
@@ -260,6 +304,10 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """
     memory = mmap.mmap(-1, max(1, tensor.numel()) * dtype.itemsize)
     return torch.frombuffer(memory, dtype=dtype)[: tensor.numel()].view(tensor.shape).copy_(tensor)
+
+
+def _affine(weights: Weights, name: str, dtype: torch.dtype) -> _Affine:
+    return _Affine(*(_own(weights(f"{name}.{kind}"), dtype) for kind in ("weight", "bias")))
 
 
 def torchaudio_name(name: str, family: str) -> str:

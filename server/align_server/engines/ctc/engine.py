@@ -15,19 +15,23 @@ import transformers
 from safetensors import SafetensorError, safe_open
 
 from align_server.engines.ctc import encoder
-from align_server.engines.ctc.aligner import CtcAligner, Traits
-from align_server.engines.ctc.checkpoint import Checkpoint
+from align_server.engines.ctc.aligner import Alphabet, CtcAligner, Traits
+from align_server.engines.ctc.checkpoint import Checkpoint, revision
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
+from align_server.engines.ctc.languages import Languages
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Segment, Word, probe, silent
-from align_server.engines.precision import chosen
+from align_server.engines.precision import PRECISIONS, chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     import numpy.typing as npt
+
+    from align_server.engines.ctc.adapters import Adapters
+    from align_server.engines.ctc.encoder import Adapter
 
 VARIANCE_FLOOR: Final = 1e-7  # as the feature extractor of transformers has it
 CHECKING: Final = 0.6  # of the time of loading
@@ -45,18 +49,27 @@ class CtcEngine(CtcAligner):
     On the CPU wav2vec2 and HuBERT are computed by our own encoder, in `precision`: fp32, bf16, or auto, which is bf16
     where the CPU multiplies it in hardware. Everything else is computed by transformers in fp32; there segments are
     padded and masked where the model's front end has layer norm; group norm would see the padding.
+
+    A checkpoint with adapters is computed on the CPU alone, each segment in the language that most of its words are in:
+    spelled in that language's vocabulary, heard with its adapter. A word of a language without one gets no time.
     """
 
     def __init__(self, name: str, folder: Path, device: str, precision: str = "auto") -> None:
         self._checkpoint = checkpoint = Checkpoint.read(folder)
-        self._shape = _shape(checkpoint.config) if device == "cpu" else None
+        adapters = checkpoint.adapters
+        self._shape = _shape(checkpoint.config, adapted=adapters is not None) if device == "cpu" else None
         self._precision = chosen(precision, device) if self._shape else "fp32"
-        self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
+        self._languages: Languages | None = None
+        if adapters is None:
+            self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
+            alphabet = _alphabet(self._vocabulary, checkpoint.vocab_size)
+        else:
+            self._languages = _languages(checkpoint, adapters, self._shape, device)
+            self._vocabulary = self._languages.vocabulary(adapters.default)
+            alphabet = self._alphabet(())
         traits = Traits(
             front_end=checkpoint.front_end,
-            vocab_size=checkpoint.vocab_size,
-            blank=self._vocabulary.blank,
-            delimiter=self._vocabulary.delimiter,
+            alphabet=alphabet,
             paddable=checkpoint.paddable,
             balance=checkpoint.balance,
         )
@@ -75,13 +88,19 @@ class CtcEngine(CtcAligner):
         return hashlib.sha256(f"{way}\n{self._digest}".encode()).hexdigest()[:12]
 
     @property
+    def languages(self) -> tuple[str, ...]:
+        """Those that there are adapters for; none where the model has one language, and does not say which."""
+        return self._checkpoint.adapters.codes if self._checkpoint.adapters else ()
+
+    @property
     def size_bytes(self) -> int:
-        """Bytes of the weights on disk."""
+        """Bytes of the weights on disk, and of as many adapters, the largest, as are in memory at a time."""
         return self._checkpoint.size_bytes
 
     def load(self, progress: Progress = silent) -> None:
         """Check the files against SHA256SUMS, if there is one, and read the weights. Raises EngineLoadError."""
-        self._digest = self._checkpoint.verify(lambda share, what: progress(CHECKING * share, what))
+        sums = self._checkpoint.sums(lambda share, what: progress(CHECKING * share, what))
+        self._digest = revision(sums)
         progress(CHECKING, "reading the weights")
         model = _read_model(self._checkpoint)
         if self._shape is None:
@@ -89,6 +108,8 @@ class CtcEngine(CtcAligner):
             self._model = model.to(self.device)
         else:
             self._model, self._precision = _own(model, self._shape, self._checkpoint, self._precision)
+        if self._languages:
+            self._languages.open(sums, PRECISIONS[self._precision])
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:
@@ -96,11 +117,32 @@ class CtcEngine(CtcAligner):
         letters = [letter for letter in self._vocabulary.letters if letter.isalpha()]
         return probe(duration_ms, ("".join(letters[:4]), "".join(letters[4:7] or letters)))
 
-    def _spell(self, word: Word) -> tuple[Sequence[int], str]:
-        tokens, unknown = self._vocabulary.spell(word.text)
+    def unload(self) -> None:
+        """Let go of the weights, and of the adapters."""
+        if self._languages:
+            self._languages.close()
+        super().unload()
+
+    def _alphabet(self, words: Sequence[Word], /) -> Alphabet:
+        if self._languages is None:
+            return super()._alphabet(words)
+        language = self._languages.of(words)
+        return _alphabet(self._languages.vocabulary(language), self._languages.size(language), language)
+
+    def _adapter(self, alphabet: Alphabet, /) -> Adapter | None:
+        return self._languages.adapter(alphabet.language) if self._languages else None
+
+    def _spell(self, word: Word, alphabet: Alphabet, /) -> tuple[Sequence[int], str]:
+        vocabulary = self._vocabulary
+        if self._languages:
+            vocabulary = self._languages.vocabulary(alphabet.language)
+        tokens, unknown = vocabulary.spell(word.text)
         if unknown:
             return (), f"its vocabulary lacks {', '.join(dict.fromkeys(unknown))}"
         return tokens, "it has no letters"
+
+    def _knows(self, language: str) -> bool:
+        return self._languages is None or self._languages.knows(language)
 
     def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self._checkpoint.normalise:
@@ -117,27 +159,51 @@ class CtcEngine(CtcAligner):
         return logits.log_softmax(-1).cpu()
 
 
-def _shape(config: dict[str, Any]) -> Shape | None:
+def _alphabet(vocabulary: Vocabulary, size: int, language: str = "") -> Alphabet:
+    return Alphabet(size, vocabulary.blank, vocabulary.delimiter, language)
+
+
+def _languages(checkpoint: Checkpoint, adapters: Adapters, shape: Shape | None, device: str) -> Languages:
+    """The languages of a checkpoint with adapters. Raises EngineLoadError where our encoder cannot compute it."""
+    if device != "cpu":
+        raise EngineLoadError(
+            f"{checkpoint.folder} has an adapter for each language, and such checkpoints are computed on the CPU "
+            f"alone, not on {device}; start the server with --device cpu, or choose a checkpoint of one language"
+        )
+    if shape is None:
+        raise EngineLoadError(
+            f"{checkpoint.folder} has adapters, but not the architecture of facebook/mms-1b-all: with adapters only "
+            f"{' and '.join(sorted(OWN))} with do_stable_layer_norm are supported; choose a checkpoint of one language"
+        )
+    return Languages(adapters, shape, checkpoint.config)
+
+
+def _shape(config: dict[str, Any], *, adapted: bool) -> Shape | None:
     """The architecture of a config.json, None for one that our encoder does not have."""
     needed = {  # what it has, and what transformers takes where nothing is said
         "hidden_act": "gelu",
         "feat_extract_activation": "gelu",
         "conv_pos_batch_norm": False,
         "feat_proj_layer_norm": True,
-        "adapter_attn_dim": None,
         "layer_norm_eps": EPSILON,  # that of the front end is always this one
     }
+    if not adapted:
+        needed["adapter_attn_dim"] = None
+    pre_norm = bool(config.get("do_stable_layer_norm", False))
+    if adapted and not pre_norm:  # other layers have no place for an adapter
+        return None
     if config["model_type"] not in OWN or any(config.get(key, value) != value for key, value in needed.items()):
         return None
     return Shape(
         convolutions=tuple(zip(config["conv_kernel"], config["conv_stride"], strict=True)),
         convolution_bias=bool(config.get("conv_bias", False)),
         group_norm=config.get("feat_extract_norm", "group") == "group",
-        pre_norm=bool(config.get("do_stable_layer_norm", False)),
+        pre_norm=pre_norm,
         layers=config["num_hidden_layers"],
         heads=config["num_attention_heads"],
         position_groups=config.get("num_conv_pos_embedding_groups", 16),
         epsilon=EPSILON,
+        adapted=adapted,
     )
 
 

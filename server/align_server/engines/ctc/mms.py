@@ -16,7 +16,7 @@ import torch
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
 
 from align_server.engines.ctc import encoder, romanise
-from align_server.engines.ctc.aligner import CtcAligner, Traits
+from align_server.engines.ctc.aligner import Alphabet, CtcAligner, Traits
 from align_server.engines.ctc.bundle import MMS_FA, NAME, Bundle
 from align_server.engines.ctc.checkpoint import DECODER_VERSION
 from align_server.engines.ctc.encoder import Shape
@@ -55,9 +55,7 @@ class MmsEngine(CtcAligner):
         self._romaniser = romanise.Romaniser(self._tokens.keys())
         traits = Traits(
             front_end=bundle.front_end,
-            vocab_size=len(bundle.labels),
-            blank=0,
-            delimiter=None,
+            alphabet=Alphabet(len(bundle.labels), blank=0, delimiter=None),
             paddable=bundle.paddable,
             balance=bundle.balance,
             longest_tail_ms=LONGEST_TAIL_MS,
@@ -107,7 +105,7 @@ class MmsEngine(CtcAligner):
         romanise.load()
         progress(1.0, "loaded")
 
-    def _spell(self, word: Word) -> tuple[Sequence[int], str]:
+    def _spell(self, word: Word, _alphabet: Alphabet, /) -> tuple[Sequence[int], str]:
         letters, why = self._romaniser.spell(word.text, word.language)
         return tuple(self._tokens[letter] for letter in letters), why
 

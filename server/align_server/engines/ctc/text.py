@@ -13,7 +13,7 @@ from align_server.engines.engine import EngineLoadError
 from align_server.engines.files import read_json
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
     from pathlib import Path
 
 APOSTROPHES: Final = "'\u2019\u2018\u02bc\uff07"  # straight, right and left quote, letter, full width
@@ -48,32 +48,36 @@ class Vocabulary:
         `do_lower_case` does the opposite of what it says in transformers.
         """
         path = folder / "vocab.json"
-        found = read_json(path, "a checkpoint without its tokenizer cannot spell words; save both in the folder")
-        found |= read_json(folder / "added_tokens.json")
-        settings = read_json(folder / "tokenizer_config.json")
-        if "Phoneme" in str(settings.get("tokenizer_class")):
-            raise EngineLoadError(f"{folder} spells in phonemes; only models that spell in letters can be served")
+        found = read_vocabulary(folder) | read_json(folder / "added_tokens.json")
         if any(isinstance(value, dict) for value in found.values()):
             raise EngineLoadError(
-                f"{path} holds vocabularies of several languages ({', '.join(list(found)[:5])}, ...); "
-                "load one of them in transformers with target_lang, and save the model and its tokenizer"
+                f"{path} holds vocabularies of several languages ({', '.join(list(found)[:5])}, ...), and config.json "
+                "no adapter_attn_dim; load one of them in transformers with target_lang, and save the model and its "
+                "tokenizer"
             )
+        return cls.of(found, size, special_tokens(folder), str(path))
+
+    @classmethod
+    def of(cls, found: Mapping[str, Any], size: int, special: Mapping[str, str], where: str) -> Vocabulary:
+        """The vocabulary of a model of `size` tokens, of what `where` holds: tokens by their texts.
+
+        `special` is what `special_tokens` gives. Raises EngineLoadError.
+        """
         tokens = {text: token for text, token in found.items() if isinstance(token, int) and 0 <= token < size}
-        names = _DEFAULTS | _special(settings) | _special(read_json(folder / "special_tokens_map.json"))
-        if names["pad_token"] not in tokens:
+        if special["pad_token"] not in tokens:
             raise EngineLoadError(
-                f"{path} lacks {names['pad_token']!r}, the blank token of CTC, among the model's {size} tokens; "
+                f"{where} lacks {special['pad_token']!r}, the blank token of CTC, among the model's {size} tokens; "
                 "name the right one as pad_token in tokenizer_config.json"
             )
-        special = {tokens[name] for name in names.values() if name in tokens}
+        others = {tokens[name] for name in special.values() if name in tokens}
         letters = {
             normal: token
             for text, token in tokens.items()
-            if token not in special and len(normal := unicodedata.normalize("NFC", text)) == 1
+            if token not in others and len(normal := unicodedata.normalize("NFC", text)) == 1
         }
         if not any(letter.isalpha() for letter in letters):
-            raise EngineLoadError(f"{path} has no single letters; only models that spell in letters can be served")
-        return cls(letters, tokens[names["pad_token"]], tokens.get(names["word_delimiter_token"]))
+            raise EngineLoadError(f"{where} has no single letters; only models that spell in letters can be served")
+        return cls(letters, tokens[special["pad_token"]], tokens.get(special["word_delimiter_token"]))
 
     def spell(self, word: str) -> tuple[list[int], str]:
         """The tokens of a word, and its characters that the model cannot say.
@@ -120,6 +124,24 @@ class Vocabulary:
                 yield plain
         if unicodedata.combining(character):
             yield ""
+
+
+def read_vocabulary(folder: Path) -> dict[str, Any]:
+    """What vocab.json holds: each token by its text, or where there are several languages, such a dict for each.
+
+    Raises EngineLoadError.
+    """
+    return read_json(
+        folder / "vocab.json", "a checkpoint without its tokenizer cannot spell words; save both in the folder"
+    )
+
+
+def special_tokens(folder: Path) -> dict[str, str]:
+    """The texts of the special tokens, by their names in a tokenizer's settings. Raises EngineLoadError."""
+    settings = read_json(folder / "tokenizer_config.json")
+    if "Phoneme" in str(settings.get("tokenizer_class")):
+        raise EngineLoadError(f"{folder} spells in phonemes; only models that spell in letters can be served")
+    return _DEFAULTS | _special(settings) | _special(read_json(folder / "special_tokens_map.json"))
 
 
 def _special(settings: dict[str, Any]) -> dict[str, str]:
