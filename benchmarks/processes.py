@@ -52,13 +52,14 @@ def server(
 ) -> Iterator[ServerProcess]:
     """A server of its own on a socket in a private folder, ready to serve.
 
-    It learns in that folder too, so that no run depends on another or on the user's own server. `program` is what
+    It learns in that folder too, so that no run depends on another or on the user's own server, and keeps no results
+    unless told to: what is sent again is computed again. `program` is what
     Python runs; `settings` go to its environment.
     """
     with tempfile.TemporaryDirectory(prefix="ca-") as folder:
         path = Path(folder) / "align.sock"
         log = Path(folder) / "server.log"
-        command = [sys.executable, *program, "run", "--socket", str(path), *flags]
+        command = [sys.executable, *program, "run", "--socket", str(path), "--cache", "0", *flags]
         environment = {**os.environ, "XDG_STATE_HOME": folder, **(settings or {})}
         with log.open("wb") as output:
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)

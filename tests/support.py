@@ -47,10 +47,14 @@ class ServerProcess:
 
 
 def launch(socket: Path, *flags: str, wait: bool = True) -> ServerProcess:
-    """Start a server on that socket; by default wait until it serves."""
+    """Start a server on that socket; by default wait until it serves.
+
+    It computes everything, unless --cache is given.
+    """
+    cache = () if "--cache" in flags else ("--cache", "0")
     with socket.with_name("server.log").open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "align_server", "run", "--socket", str(socket), *flags],
+            [sys.executable, "-m", "align_server", "run", "--socket", str(socket), *cache, *flags],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

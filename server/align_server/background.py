@@ -16,11 +16,12 @@ from align_client import AlignError, Client
 from align_server.lock import UnsafeFolderError, owner, private_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from align_server.config import Config
 
 POLL_S = 0.1
+TELL_S = 3.0  # between two lines on what is loaded
 STOP_MARGIN_S = 15.0  # beyond the drain: for a batch that is being computed
 LOG_LINES_SHOWN = 12
 
@@ -29,14 +30,19 @@ class BackgroundError(Exception):
     """The server did not start or stop; the message says what to look at."""
 
 
-def start_in_background(config: Config, run_flags: Sequence[str], timeout_s: float) -> bool:
-    """Start a server and wait until it serves; False where one already does. Raises BackgroundError."""
+def start_in_background(
+    config: Config, run_flags: Sequence[str], timeout_s: float, tell: Callable[[str], None]
+) -> bool:
+    """Start a server and wait until it serves; False where one already does. Raises BackgroundError.
+
+    `timeout_s` is without any news of the models that it loads; `tell` is given what it downloads.
+    """
     try:
         private_folder(config.lock_path.parent)
     except (UnsafeFolderError, OSError) as error:
         raise BackgroundError(str(error)) from error
     if owner(config.lock_path) is not None:
-        _wait_until_serving(config, None, timeout_s)
+        _wait_until_serving(config, None, timeout_s, tell)
         return False
     with config.log_path.open("ab") as log:
         process = subprocess.Popen(
@@ -47,7 +53,7 @@ def start_in_background(config: Config, run_flags: Sequence[str], timeout_s: flo
             start_new_session=True,
             cwd="/",
         )
-    _wait_until_serving(config, process, timeout_s)
+    _wait_until_serving(config, process, timeout_s, tell)
     return True
 
 
@@ -65,8 +71,12 @@ def stop_and_wait(config: Config) -> bool:
     return True
 
 
-def _wait_until_serving(config: Config, process: subprocess.Popen[bytes] | None, timeout_s: float) -> None:
+def _wait_until_serving(
+    config: Config, process: subprocess.Popen[bytes] | None, timeout_s: float, tell: Callable[[str], None]
+) -> None:
     deadline = time.monotonic() + timeout_s
+    seen: list[str] = []
+    tell_at = 0.0
     with Client(config.address) as client:
         while True:
             if process is not None and process.poll() is not None:
@@ -74,10 +84,20 @@ def _wait_until_serving(config: Config, process: subprocess.Popen[bytes] | None,
             try:
                 if client.is_serving():
                     return
+                news = [f"{model.name}: {model.detail}" for model in client.models() if model.state == "loading"]
             except AlignError:
-                pass  # not bound yet; the deadline below bounds the wait
-            if time.monotonic() > deadline:
-                raise BackgroundError(f"the server does not serve after {timeout_s:g} s; look at {config.log_path}")
+                news = []  # not bound yet; the deadline below bounds the wait
+            now = time.monotonic()
+            if news != seen:
+                deadline = now + timeout_s
+                if now > tell_at and (downloads := [line for line in news if ": downloading " in line]):
+                    tell_at = now + TELL_S
+                    tell("\n".join(downloads))
+                seen = news
+            if now > deadline:
+                raise BackgroundError(
+                    f"the server does not serve, and nothing has changed for {timeout_s:g} s; look at {config.log_path}"
+                )
             time.sleep(POLL_S)
 
 

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     from align_client import Client
     from align_server.config import Config
 
-START_TIMEOUT_S = 180.0
+START_TIMEOUT_S = 180.0  # without news
 NO_SERVER = 3
 SERVER_PACKAGES = ("pocketsphinx", "psutil", "structlog", "torch")
 
-FLAGS = {"config_path": "--config", "models": "--model", "memory_limit_mb": "--memory-limit"}
+FLAGS = {"config_path": "--config", "models": "--model", "memory_limit_mb": "--memory-limit", "cache_mb": "--cache"}
 
 F = Any
 
@@ -37,18 +37,21 @@ else:
 
 
 class Size(Megabytes):
-    """An amount of memory, in MB where no unit is given."""
+    """An amount of memory, in MB where no unit is given; `none` lets it be 0."""
 
     name = "size"
     units: ClassVar = {"": 1, "M": 1, "MB": 1, "G": 1024, "GB": 1024}
+
+    def __init__(self, *, none: bool = False) -> None:
+        self._least = 0 if none else 1
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """MB of what was typed."""
         if isinstance(value, int):
             return value
         found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([MG]?B?)", str(value).upper())
-        megabytes = int(float(found[1]) * self.units[found[2]]) if found and found[2] in self.units else 0
-        if not megabytes:
+        megabytes = int(float(found[1]) * self.units[found[2]]) if found and found[2] in self.units else -1
+        if megabytes < self._least:
             self.fail(f"{value!r} is no amount of memory; write it like 8G or 900M", param, ctx)
         return megabytes
 
@@ -79,7 +82,9 @@ def _what(command: F) -> F:
             "models",
             multiple=True,
             metavar="NAME",
-            help="A model to hold; may be repeated; the first is the default.",
+            help="A model to hold: one of those that `models` lists, ctc:FOLDER or whisper:FOLDER for a checkpoint on "
+            "this machine, ctc:OWNER/NAME[@REVISION] or whisper:OWNER/NAME[@REVISION] for one of the Hugging Face hub, "
+            "which is downloaded once. May be repeated; the first is the default.",
         ),
         click.option(
             "--lanes",
@@ -103,6 +108,12 @@ def _what(command: F) -> F:
             type=click.FloatRange(0),
             help="Seconds without use after which a model gives its memory back; it is loaded again when asked for. "
             "Default: never.",
+        ),
+        click.option(
+            "--cache",
+            "cache_mb",
+            type=Size(none=True),
+            help="Disk for results: the same audio and words are not computed again. 0 for none; default: 512M.",
         ),
         click.option("--metrics", metavar="HOST:PORT", help="Serve Prometheus metrics there; default: not at all."),
     ]
@@ -167,7 +178,9 @@ def start(**given: Any) -> None:
 
     config = _config(**given)
     try:
-        started = start_in_background(config, _run_flags(**given), START_TIMEOUT_S)
+        started = start_in_background(
+            config, _run_flags(**given), START_TIMEOUT_S, lambda line: click.echo(line, err=True)
+        )
     except BackgroundError as error:
         raise click.ClickException(str(error)) from error
     if not started:
@@ -301,6 +314,9 @@ def models(**given: Any) -> None:
     Console().print(models_table(rows, states))
     click.echo(f"and {registry.CTC}FOLDER: any wav2vec2, HuBERT or WavLM checkpoint for CTC in a local folder")
     click.echo(f"and {registry.WHISPER}FOLDER or {registry.WHISPER}FILE.pt: any Whisper checkpoint on this machine")
+    click.echo(
+        f"and {registry.CTC}OWNER/NAME or {registry.WHISPER}OWNER/NAME: one of the Hugging Face hub, downloaded once"
+    )
 
 
 def _run_flags(**given: Any) -> list[str]:

@@ -20,6 +20,7 @@ from align_server.scheduling.memory import default_limit
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
 SMALLEST_QUEUE_MS = 600_000
+SMALLEST_CACHE_MB = 16
 FROM_ENVIRONMENT = {"preprocess_workers": "ALIGN_PREPROCESS_WORKERS", "decode_workers": "ALIGN_DECODE_WORKERS"}
 LONGEST_SOCKET_PATH = 107  # bytes: sun_path of Linux less its NUL
 HIGHEST_PORT = 65_535
@@ -47,6 +48,8 @@ class Config:
     memory_limit_mb: int = 0  # for the whole process; 0 means a share of what the machine or its container has
     idle_unload_s: float = 0.0  # without use, after which a model is unloaded; 0 means never
     metrics: str = ""  # HOST:PORT of the metrics page; empty means none
+    cache_mb: int = 512  # of results on disk, which are then not computed again; 0 means none
+    cache_dir: Path = field(default_factory=lambda: platformdirs.user_cache_path("chatalign") / "results")
     state_dir: Path = field(default_factory=lambda: platformdirs.user_state_path("chatalign"))  # what was learnt
     max_words: int = 4096
     drain_s: float = 30.0
@@ -69,9 +72,11 @@ class Config:
             raise ConfigError(
                 f"max_queued_ms is below {SMALLEST_QUEUE_MS}: the longest segment would not fit its share"
             )
-        for name in ("lanes", "preprocess_workers", "decode_workers", "memory_limit_mb", "idle_unload_s"):
+        for name in ("lanes", "preprocess_workers", "decode_workers", "memory_limit_mb", "idle_unload_s", "cache_mb"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; it cannot be negative")
+        if 0 < self.cache_mb < SMALLEST_CACHE_MB:
+            raise ConfigError(f"cache_mb is {self.cache_mb}; it is at least {SMALLEST_CACHE_MB}, or 0 for none")
 
     def _check_places(self) -> None:
         if self.listen and not self.token:
@@ -141,7 +146,7 @@ def load(path: Path | None, **given: Any) -> Config:
     values |= _from_environment()
     values |= {name: value for name, value in given.items() if value is not None}
     try:
-        for name in ("socket", "state_dir"):
+        for name in ("socket", "state_dir", "cache_dir"):
             if name in values:
                 values[name] = Path(values[name]).expanduser().absolute()
         if "models" in values:

@@ -20,6 +20,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from align_server import __version__
+from align_server.cache import ResultCache
 from align_server.config import SMALLEST_QUEUE_MS
 from align_server.engines import registry
 from align_server.engines.engine import EngineLoadError
@@ -75,6 +76,7 @@ class Server:
         self._residents = Residents(
             [self._describe(name) for name in config.models],
             make=lambda name: registry.create(name, config.device),
+            fetch=registry.fetch,
             lanes=lambda engine: config.lane_count(engine.device),
             guard=self._guard_for,
             learnt=Learnt(config.state_dir / "learnt.json"),
@@ -85,8 +87,8 @@ class Server:
             held_ms=lambda: self._admission.held_ms,
             idle_s=config.idle_unload_s,
         )
-        edge = Edge(self._admission, self._guard, self._metrics, self._tracer, config.max_words)
-        self._service = AlignService(self._residents, edge, device=config.device)
+        self._edge = Edge(self._admission, self._guard, self._metrics, self._tracer, config.max_words)
+        self._service = AlignService(self._residents, self._edge, device=config.device)
         self._stop_metrics: Callable[[], None] = lambda: None
         self._publishing: set[asyncio.Task[None]] = set()
 
@@ -118,22 +120,26 @@ class Server:
                 loop.remove_signal_handler(number)
 
     async def startup(self) -> None:
-        """Lock, bind, say NOT_SERVING, load, say SERVING. Raises StartError."""
+        """Lock, bind, say NOT_SERVING, load, say SERVING. Raises StartError.
+
+        Loading may be downloading, and take hours: what is loaded serves meanwhile.
+        """
         try:
             private_folder(self.config.lock_path.parent)
             self._lock.acquire()
         except (LockedError, UnsafeFolderError, OSError) as error:
             raise StartError(str(error)) from error
         started = time.monotonic()
+        if self.config.cache_mb:
+            self._edge.cache = ResultCache(self.config.cache_dir, self.config.cache_mb)
         log.info("starting", version=__version__, address=self.config.address, pid=os.getpid())
         for name in ("", *self.config.models):
             await self._health.set(name, health_pb2.HealthCheckResponse.NOT_SERVING)
         self._serve_metrics()
         await self._bind()
+        self._house = asyncio.create_task(self._keep_house())
         loading = asyncio.create_task(self._residents.load_all())
-        stopping = asyncio.create_task(self._stopping.wait())
-        await asyncio.wait({loading, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        stopping.cancel()
+        await asyncio.wait({loading, self._house}, return_when=asyncio.FIRST_COMPLETED)
         if not loading.done():
             loading.cancel()
             await asyncio.gather(loading, return_exceptions=True)
@@ -141,13 +147,19 @@ class Server:
         try:
             loading.result()
         except EngineLoadError as error:
+            self._stopping.set()
+            await self._house
             await self.shutdown()
             raise StartError(str(error)) from error
         await self._health.set("", health_pb2.HealthCheckResponse.SERVING)
         log.info("serving", models=list(self.config.models), seconds=round(time.monotonic() - started, 2))
 
     async def main_loop(self) -> None:
-        """Keep house until the first signal."""
+        """Wait for the first signal."""
+        await self._house
+
+    async def _keep_house(self) -> None:
+        """Until the first signal."""
         while not self._stopping.is_set():
             self._admission.refresh()
             await self._residents.refresh()
@@ -165,6 +177,8 @@ class Server:
         await self._server.stop(STOP_GRACE_S)
         await self._residents.stop()
         await asyncio.to_thread(self._pools.shutdown)
+        if self._edge.cache is not None:
+            await asyncio.to_thread(self._edge.cache.close)
         await asyncio.to_thread(self._stop_metrics)
         await asyncio.to_thread(self._tracer.stop)
         self._remove_socket()

@@ -97,6 +97,9 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
     ) -> pb.AlignResponse:
         async with self._lease(request.model) as batcher:
             segment = self._edge.segment(request.segment, request.segment.pcm, batcher)
+            name, found = self._edge.find(segment, batcher)
+            if found is not None:
+                return _response(batcher, found)
             client = given.get(CLIENT) or context.peer()
             work = Work(segment, client, batcher.engine.cost(segment.duration_ms), interactive=True, deadline=deadline)
             _check_deadline(deadline, batcher.seconds_until_done(work.cost_ms))
@@ -109,7 +112,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 work.future.cancel()
                 self._edge.admission.release_unary(audio_ms)
                 self._edge.report(work, batcher.engine.name, context)
-            return pb.AlignResponse(model=batcher.engine.name, words=wire.timings(result), said=wire.said(result))
+            return _response(batcher, self._edge.answer(segment, result, name))
 
     async def AlignStream(self, requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract
         """Align segments as they come, within the credit that was granted."""
@@ -155,7 +158,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
     async def GetServerInfo(self, _request: pb.GetServerInfoRequest, context: InfoContext) -> pb.GetServerInfoResponse:  # noqa: N802  named by the contract
         """Say what this server is and how busy."""
         async with statuses(context):
-            batchers = self._residents.batchers
+            batchers, cache = self._residents.batchers, self._edge.cache
             return pb.GetServerInfoResponse(
                 version=__version__,
                 protocol_revision=PROTOCOL_REVISION,
@@ -182,6 +185,8 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                     refused=self._edge.metrics.refusals(),
                     in_vain=self._edge.metrics.vain,
                     by_client=[stream.load() for stream in self._streams],
+                    cached=cache.hits if cache else 0,
+                    cache_bytes=cache.size_bytes if cache else 0,
                 ),
             )
         raise AssertionError("statuses() ends every failed call with a status")
@@ -211,6 +216,10 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
         yield "align_allocated_bytes", "Asked of the allocator and not freed.", {}, allocated()
         yield "align_python_blocks", "Allocated by Python and not freed.", {}, sys.getallocatedblocks()
         yield "align_memory_limit_bytes", "What it is to stay below.", {}, self._edge.guard.limit
+        if (cache := self._edge.cache) is not None:
+            yield "align_cache_hits", "Segments answered with what was computed before.", {}, cache.hits
+            yield "align_cache_misses", "Segments looked for in vain.", {}, cache.misses
+            yield "align_cache_bytes", "What the results that are kept take on disk.", {}, cache.size_bytes
         for row in self._residents.status():
             labels = {"model": row.description.name}
             yield "align_model_loaded", "Whether a model is in memory.", labels, float(row.batcher is not None)
@@ -271,6 +280,10 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
             _check_deadline(deadline, min(each.seconds_until_done(each.engine.cost(audio_ms)) for each in batchers))
             fastest = max((each.throughput for each in batchers), key=lambda each: each.rate)
             self._edge.admission.check_unary(audio_ms, fastest.seconds_for, returning=_returns(given))
+
+
+def _response(batcher: Batcher, found: pb.SegmentResult) -> pb.AlignResponse:
+    return pb.AlignResponse(model=batcher.engine.name, words=found.words, said=found.said, cached=found.cached)
 
 
 def _check_deadline(deadline: float | None, seconds: float) -> None:

@@ -13,6 +13,8 @@ import structlog
 
 from align_proto.v1 import align_pb2 as pb
 from align_server import wire
+from align_server.cache import key
+from align_server.engines.engine import MissingReason
 from align_server.scheduling.queue import QUANTUM_MS
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
 
@@ -21,7 +23,8 @@ if TYPE_CHECKING:
 
     from grpc.aio import ServicerContext
 
-    from align_server.engines.engine import Segment
+    from align_server.cache import ResultCache
+    from align_server.engines.engine import Result, Segment
     from align_server.metrics import Metrics
     from align_server.scheduling.admission import Admission, Grant
     from align_server.scheduling.batcher import Batcher
@@ -46,6 +49,7 @@ class Edge:
     metrics: Metrics
     tracer: Tracer
     max_words: int
+    cache: ResultCache | None = None
     draining: bool = False
 
     def segment(self, message: pb.Segment, pcm: bytes, batcher: Batcher) -> Segment:
@@ -54,6 +58,29 @@ class Edge:
         found = wire.segment(message, pcm, max_segment_s=engine.max_segment_s, max_words=self.max_words)
         if found.transcribe is not None and not engine.transcribes:
             raise Invalid("segment.transcribe", f"model {engine.name!r} cannot find words; a whisper: model can")
+        return found
+
+    def find(self, segment: Segment, batcher: Batcher) -> tuple[bytes, pb.SegmentResult | None]:
+        """The key of a segment's result, empty where none is kept, and the result if it was computed before."""
+        if self.cache is None:
+            return b"", None
+        name = key(batcher.revision, batcher.engine.device, segment)
+        if (kept := self.cache.find(name)) is None:
+            return name, None
+        found = pb.SegmentResult.FromString(kept)
+        found.id, found.cached = segment.id, True
+        return name, found
+
+    def answer(self, segment: Segment, result: Result, name: bytes) -> pb.SegmentResult:
+        """The message of a result, which is kept under its key. What our own fault spoiled is not."""
+        found = pb.SegmentResult(words=wire.timings(result), said=wire.said(result))
+        if (
+            self.cache is not None
+            and name
+            and all(word.reason is not MissingReason.ENGINE_FAILED for word in result.words)
+        ):
+            self.cache.keep(name, found.SerializeToString())
+        found.id = segment.id
         return found
 
     def report(self, work: Work, model: str, context: Any) -> None:
@@ -201,6 +228,11 @@ class Stream:
             raise Invalid("segment.pcm", f"{sent_ms} ms were sent with a credit of {grant.unused_ms} ms")
         try:
             segment = self._edge.segment(message, pcm, self._batcher)
+            name, found = self._edge.find(segment, self._batcher)
+            if found is not None:
+                self._admission.computed(grant, sent_ms)
+                self._send(found, sent_ms)
+                return
             cost = self._batcher.engine.cost(segment.duration_ms)
             # A stream with one short segment out has somebody waiting for it, as a single call has.
             alone = not self._unanswered and cost <= QUANTUM_MS
@@ -210,10 +242,10 @@ class Stream:
             self._admission.computed(grant, sent_ms)
             self._refuse(message.id, invalid, sent_ms)
         else:
-            work.future.add_done_callback(lambda _: self._answer(work, sent_ms, grant))
+            work.future.add_done_callback(lambda _: self._answer(work, sent_ms, grant, name))
             self._unanswered.add(work)
 
-    def _answer(self, work: Work, sent_ms: int, grant: Grant) -> None:
+    def _answer(self, work: Work, sent_ms: int, grant: Grant, name: bytes) -> None:
         if work not in self._unanswered:
             return  # the stream is over, and with it its grant
         self._unanswered.discard(work)
@@ -221,9 +253,7 @@ class Stream:
         self._admission.computed(grant, sent_ms)
         match work.future.exception():
             case None:
-                result = work.future.result()
-                found = pb.SegmentResult(id=work.segment.id, words=wire.timings(result), said=wire.said(result))
-                self._send(found, sent_ms)
+                self._send(self._edge.answer(work.segment, work.future.result(), name), sent_ms)
             case Invalid() | DeadlineTooSoon() as refusal:
                 self._refuse(work.segment.id, refusal, sent_ms)
             case Refusal() as refusal:

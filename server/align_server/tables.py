@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from align_server.engines.registry import ModelDescription
 
 MOST_CLIENTS = 12  # rows: a watched terminal has about 24
+MOST_LANGUAGES = 6  # named; a model may have a thousand
 NAME_WIDTH = 22  # of models and clients: what leaves room for their figures
 MB = 2**20
 
@@ -39,12 +40,13 @@ def models_table(models: Sequence[ModelDescription], states: Mapping[str, str]) 
         state = states.get(model.name, "available")
         loaded = {"serving": "yes", "available": "no"}.get(state, state)
         size = f"{model.size_bytes / 1e6:.0f} MB"
-        _row(table, model.name, " ".join(model.languages), size, model.licence, loaded, model.note)
+        _row(table, model.name, _languages(model.languages), size, model.licence, loaded, model.note)
     return table
 
 
 def _figures(info: ServerInfo) -> Table:
     limit = f" of at most {info.memory_limit_bytes / MB:.0f} MB" if info.memory_limit_bytes else ""
+    cached = f", {info.cached} from the cache" if info.cached else ""
     vain = f", {info.in_vain} in vain" if info.in_vain else ""
     refused = ", ".join(f"{count} {reason}" for reason, count in sorted(info.refused.items()))
     waiting = f"{_s(info.queued_s)} waiting, {_s(info.computing_s)} computing, {_s(info.granted_s)} granted"
@@ -57,9 +59,10 @@ def _figures(info: ServerInfo) -> Table:
         ("state", "draining" if info.draining else "serving"),
         ("clients", "1 stream open" if info.clients == 1 else f"{info.clients} streams open"),
         ("queue", waiting),
-        ("done", f"{info.segments_done} segments, {_s(info.audio_done_s)} of audio{vain}"),
+        ("done", f"{info.segments_done} segments, {_s(info.audio_done_s)} of audio{vain}{cached}"),
         ("refused", refused or "nothing"),
         ("rate", f"{info.rate:.0f} s of audio per second" if info.rate else "nothing measured yet"),
+        ("cache", f"{info.cache_bytes / MB:.0f} MB" if info.cache_bytes else "none"),
         ("memory", f"{info.memory_bytes / MB:.0f} MB resident{limit}"),
     ):
         _row(table, name, value)
@@ -72,7 +75,7 @@ def _models(models: Sequence[ModelInfo]) -> Table:
         lines = [_short(model.name, NAME_WIDTH)]
         load = [""] * 4
         if model.state == "serving":
-            what = [" ".join(model.languages)] if model.languages else []
+            what = [_languages(model.languages)] if model.languages else []
             lines += [f"  {', '.join([*what, f'up to {model.max_segment_s:g} s'])}", f"  {model.revision}"]
             load = [_s(model.queued_s), _s(model.computing_s), f"{model.rate:.0f} s/s", _batch(model)]
         _row(table, "\n".join(lines), model.state, *load)
@@ -89,6 +92,11 @@ def _clients(clients: Sequence[ClientLoad], *, several_models: bool) -> Table:
         load = (_s(client.unanswered_s), _s(client.credit_s), _s(client.audio_done_s))
         _row(table, _short(client.client, NAME_WIDTH), *model, *load)
     return table
+
+
+def _languages(codes: Sequence[str]) -> str:
+    more = len(codes) - MOST_LANGUAGES
+    return " ".join(codes) if more <= 0 else f"{' '.join(codes[:MOST_LANGUAGES])} and {more} more"
 
 
 def _batch(model: ModelInfo) -> str:

@@ -197,7 +197,7 @@ class TestBroken:
             server.stop()
 
     def test_starting_warns_of_a_model_that_is_not_served(self, room: Path) -> None:
-        words = ("--model", SPHINX, "--model", "ctc:nowhere", "--socket", str(room / "align.sock"))
+        words = ("--cache", "0", "--model", SPHINX, "--model", "ctc:nowhere", "--socket", str(room / "align.sock"))
         command = [sys.executable, "-m", "align_server"]
         started = subprocess.run(
             [*command, "start", *words], capture_output=True, text=True, timeout=120, check=False, cwd=room

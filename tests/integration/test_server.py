@@ -291,7 +291,7 @@ class TestLifecycle:
             command = [sys.executable, "-m", "align_server", *words, "--socket", str(room / "align.sock")]
             return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
-        started = cli("start")
+        started = cli("start", "--cache", "0")
         try:
             assert started.returncode == 0, started.stderr
             assert started.stdout.strip() == f"unix:{room}/align.sock"

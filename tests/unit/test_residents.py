@@ -55,9 +55,11 @@ class Sized(CountingEngine):
 
 
 class House:
-    """Residents with everything around them."""
+    """Residents with everything around them. Models with capital letters are downloaded, once `gate` is open."""
 
     def __init__(self, names: str, *, limit_mb: int = 10_000, idle_s: float = 0.0, broken: str = "") -> None:
+        self.gate = threading.Event()
+        self.lost = ""  # models that cannot be downloaded
         self.log: list[str] = []
         self.states: list[tuple[str, ModelState]] = []
         self.memory = FixedMemory()
@@ -65,8 +67,9 @@ class House:
         self.pools = Pools.of(1, 1)
         guard = MemoryGuard(limit_mb * MB, self.memory)
         self.residents = Residents(
-            [ModelDescription(name, ("eng",), "", 1) for name in names],
+            [ModelDescription(name, ("eng",), "", 1, remote=name.isupper()) for name in names],
             make=self.engines.__getitem__,
+            fetch=self._fetch,
             lanes=lambda _: 1,
             guard=lambda _: guard,
             learnt=Learnt(None),
@@ -75,6 +78,16 @@ class House:
             on_state=lambda name, state: self.states.append((name, state)),
             idle_s=idle_s,
         )
+
+    def _fetch(self, name: str, progress: Progress) -> ModelDescription:
+        assert name.isupper()
+        progress(0.25, "downloading")
+        while not self.gate.wait(0.01):
+            progress(0.5, "downloading")
+        if name in self.lost:
+            raise EngineLoadError(f"{name} is lost")
+        self.log.append(f"fetch {name}")
+        return ModelDescription(name, ("deu",), "MIT", 2, remote=True)
 
     def state(self, name: str) -> tuple[ModelState, str]:
         row = next(row for row in self.residents.status() if row.description.name == name)
@@ -220,3 +233,75 @@ async def test_cancelling_who_waits_for_a_load_leaves_the_model_loadable(houses:
     house.engines["a"].gate.set()
     await asyncio.wait_for(house.use("a"), 10)
     assert house.log == ["load a"]
+
+
+class TestDownloads:
+    async def test_a_model_that_is_downloaded_holds_up_none_of_the_others(self, houses: list[House]) -> None:
+        houses.append(house := House("Aab"))
+        everything = asyncio.create_task(house.residents.load_all())
+        await asyncio.wait_for(house.use("a"), 10)
+        await asyncio.wait_for(house.use("b"), 10)
+        assert house.state("A") == (ModelState.LOADING, "downloading, 50%")
+        assert not everything.done()
+        house.gate.set()
+        await asyncio.wait_for(everything, 10)
+        assert house.log == ["load a", "load b", "fetch A", "load A"]
+        described = house.residents.status()[0].description
+        assert (described.languages, described.licence, described.size_bytes) == (("deu",), "MIT", 2)
+
+    async def test_requests_at_once_wait_for_one_download(self, houses: list[House]) -> None:
+        houses.append(house := House("A"))
+        waiting = [asyncio.create_task(house.use("A")) for _ in range(20)]
+        await asyncio.sleep(0.05)
+        house.gate.set()
+        await asyncio.wait_for(asyncio.gather(*waiting), 10)
+        assert house.log == ["fetch A", "load A"]
+
+    async def test_a_download_that_fails_leaves_the_others_serving_and_is_tried_again_when_told_to(
+        self, houses: list[House]
+    ) -> None:
+        houses.append(house := House("Aa"))
+        house.lost = "A"
+        house.gate.set()
+        await house.residents.load_all()
+        assert house.state("A") == (ModelState.FAILED, "A is lost")
+        await house.use("a")
+        house.lost = ""
+        await house.residents.load("A")
+        await house.use("A")
+
+    async def test_unloading_ends_a_download(self, houses: list[House]) -> None:
+        houses.append(house := House("Aa"))
+        everything = asyncio.create_task(house.residents.load_all())
+        await house.use("a")
+        await asyncio.wait_for(house.residents.unload("A"), 1)
+        await asyncio.wait_for(everything, 1)
+        assert house.state("A")[0] is ModelState.AVAILABLE
+        assert "was stopped" in house.state("A")[1]
+        await asyncio.sleep(0.1)
+        house.gate.set()
+        await house.use("A")
+        assert house.log.count("fetch A") == 1
+
+    async def test_a_download_that_somebody_waits_for_is_not_ended(self, houses: list[House]) -> None:
+        houses.append(house := House("A"))
+        waiting = asyncio.create_task(house.use("A"))
+        await asyncio.sleep(0.05)
+        with pytest.raises(ModelUnavailable, match="in use by a call or stream"):
+            await house.residents.unload("A")
+        house.gate.set()
+        await asyncio.wait_for(waiting, 10)
+
+    async def test_stopping_waits_for_no_download_and_loads_nothing_more(self, houses: list[House]) -> None:
+        houses.append(house := House("ABab"))
+        house.engines["a"].gate.clear()
+        everything = asyncio.create_task(house.residents.load_all())
+        waiting = asyncio.create_task(house.use("A"))
+        await asyncio.sleep(0.05)
+        stopping = asyncio.create_task(house.residents.stop())
+        with pytest.raises(ModelUnavailable, match="was stopped"):
+            await asyncio.wait_for(waiting, 1)
+        house.engines["a"].gate.set()
+        await asyncio.wait_for(stopping, 10)
+        await asyncio.gather(everything, return_exceptions=True)
+        assert house.log == ["load a", "unload a"]

@@ -124,7 +124,7 @@ class AsyncClient:
                     raise failure from None
                 await asyncio.sleep(backoff.delay(failure))
             else:
-                return AlignResult(wire.timings(items, response.words), response.model)
+                return AlignResult(wire.timings(items, response.words), response.model, response.cached)
 
     async def align_chat(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> FileReport:
         """Align one CHAT file and write the result to `target`. The report says what was and what was not aligned."""

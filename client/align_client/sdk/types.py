@@ -69,10 +69,11 @@ class WordTiming:
 
 @dataclass(frozen=True, slots=True)
 class AlignResult:
-    """One timing for each word that was given, in the same order."""
+    """One timing for each word that was given, in the same order; `cached` where they were computed before."""
 
     words: tuple[WordTiming, ...]
     model: str
+    cached: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +129,7 @@ class ServerInfo:
     """What a server is, what it accepts, and how busy it is. Audio is in seconds.
 
     `refused` counts refusals since the start, by reason; `in_vain` segments that were computed and that nobody
-    waited for any more.
+    waited for any more; `cached` those answered with what was computed before, which takes `cache_bytes` on disk.
     """
 
     address: str
@@ -151,4 +152,6 @@ class ServerInfo:
     memory_limit_bytes: int = 0
     refused: Mapping[str, int] = field(default_factory=dict)
     in_vain: int = 0
+    cached: int = 0
+    cache_bytes: int = 0
     by_client: tuple[ClientLoad, ...] = ()

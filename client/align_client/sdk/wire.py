@@ -136,6 +136,8 @@ def server_info(address: str, message: pb.GetServerInfoResponse) -> ServerInfo:
         memory_limit_bytes=load.memory_limit_bytes,
         refused=dict(load.refused),
         in_vain=load.in_vain,
+        cached=load.cached,
+        cache_bytes=load.cache_bytes,
         by_client=tuple(
             ClientLoad(
                 client=one.client,

@@ -1,6 +1,6 @@
 """Which models can be served, by name, and how to make their engines.
 
-Describing a model needs neither torch nor its weights in memory.
+Describing a model needs neither torch, nor its weights in memory, nor the network: `fetch` alone downloads.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from align_server.engines import hub
 from align_server.engines.ctc import bundle, checkpoint
-from align_server.engines.engine import EngineLoadError
+from align_server.engines.engine import EngineLoadError, Progress, silent
 from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, model_folder
 from align_server.engines.whisper import checkpoint as whisper
+from align_server.engines.whisper import openai
 
 if TYPE_CHECKING:
     from align_server.engines.engine import Engine
 
 DEFAULT_MODEL = NAME
 MMS = bundle.NAME
-CTC = "ctc:"  # followed by the folder of a checkpoint
-WHISPER = "whisper:"  # followed by a folder of transformers, or a .pt file of OpenAI
+CTC = "ctc:"  # followed by the folder of a checkpoint, or its id on the Hugging Face hub
+WHISPER = "whisper:"  # followed by a folder of transformers, its id on the hub, or a .pt file of OpenAI
+SETTINGS = {CTC: checkpoint.SETTINGS, WHISPER: whisper.SETTINGS}  # files that are downloaded with the weights
+ON_HUB = "not downloaded yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,14 +37,13 @@ class ModelDescription:
     size_bytes: int
     note: str = ""
     transcribes: bool = False  # whether it can find words, too
+    remote: bool = False  # whether it comes from elsewhere: `fetch` is to be called before `create`
 
 
 def absolute(name: str) -> str:
     """The name with its folder, if it has one, as an absolute path: a server may run in another folder."""
-    for prefix in (CTC, WHISPER):
-        if name.startswith(prefix):
-            return f"{prefix}{Path(name.removeprefix(prefix)).expanduser().absolute()}"
-    return name
+    prefix, rest = _parts(name)
+    return f"{prefix}{Path(rest).expanduser().absolute()}" if prefix and _reference(name) is None else name
 
 
 def describe(name: str) -> ModelDescription:
@@ -61,25 +64,47 @@ def describe(name: str) -> ModelDescription:
             licence=bundle.LICENCE,
             size_bytes=bundle.MMS_FA.size_bytes,
             note="torchaudio's MMS_FA, of 1130 languages; its licence allows no commercial use",
+            remote=True,
         )
-    if name.startswith(CTC):
-        found = checkpoint.describe(Path(name.removeprefix(CTC)))
-        return ModelDescription(
-            name, found.languages, found.licence, found.size_bytes, "a CTC checkpoint, read from disk"
+    prefix, _ = _parts(name)
+    if not prefix:
+        raise EngineLoadError(
+            f"there is no model {name!r}; there are {DEFAULT_MODEL}, {MMS}, local checkpoints as {CTC}FOLDER, "
+            f"{WHISPER}FOLDER or {WHISPER}FILE.pt, and those of the Hugging Face hub as {CTC}OWNER/NAME or "
+            f"{WHISPER}OWNER/NAME"
         )
-    if name.startswith(WHISPER):
-        one = whisper.describe(Path(name.removeprefix(WHISPER)))
-        return ModelDescription(
-            name, one.languages, one.licence, one.size_bytes, "a Whisper checkpoint, read from disk", transcribes=True
-        )
-    raise EngineLoadError(
-        f"there is no model {name!r}; there are {DEFAULT_MODEL}, {MMS}, and local checkpoints as {CTC}FOLDER, "
-        f"{WHISPER}FOLDER or {WHISPER}FILE.pt"
+    reference = _reference(name)
+    transcribes = prefix == WHISPER
+    folder = _folder(name)
+    if folder is None:
+        return ModelDescription(name, (), "", 0, ON_HUB, transcribes, remote=True)
+    found = whisper.describe(folder) if transcribes else checkpoint.describe(folder)
+    where = f"from the hub at commit {folder.name}" if reference else "read from disk"
+    return ModelDescription(
+        name,
+        found.languages,
+        found.licence,
+        found.size_bytes,
+        f"a {'Whisper' if transcribes else 'CTC'} checkpoint, {where}",
+        transcribes,
+        remote=reference is not None,
     )
 
 
+def fetch(name: str, progress: Progress = silent) -> ModelDescription:
+    """Download what the model of that name lacks on this machine, and describe it anew. Raises EngineLoadError."""
+    if name == MMS and not bundle.MMS_FA.path.exists():
+        bundle.MMS_FA.download(progress)
+    if reference := _reference(name):
+        hub.fetch(reference, SETTINGS[_parts(name)[0]], progress)
+    return describe(name)
+
+
 def create(name: str, device: str) -> Engine:
-    """Make the engine of that name, not yet loaded. Raises EngineLoadError for an unknown name or device."""
+    """Make the engine of that name, not yet loaded; downloads nothing.
+
+    Raises EngineLoadError for an unknown name or device, and for a model of the hub that was not fetched.
+    """
     import torch  # noqa: PLC0415  slow to import: only a server that computes needs it
 
     # Batches run side by side, one per core; threads inside each would only get in each other's way.
@@ -94,13 +119,36 @@ def create(name: str, device: str) -> Engine:
         from align_server.engines.ctc.mms import MmsEngine  # noqa: PLC0415  imports torch and torchaudio
 
         return MmsEngine(_best(device))
+    folder = _folder(name)
+    if folder is None:
+        raise EngineLoadError(f"{name} is {ON_HUB}")
     if name.startswith(WHISPER):
         from align_server.engines.whisper.engine import WhisperEngine  # noqa: PLC0415  imports torch
 
-        return WhisperEngine(name, Path(name.removeprefix(WHISPER)), _best(device))
+        return WhisperEngine(name, folder, _best(device))
     from align_server.engines.ctc.engine import CtcEngine  # noqa: PLC0415  imports torch and transformers
 
-    return CtcEngine(name, Path(name.removeprefix(CTC)), _best(device))
+    return CtcEngine(name, folder, _best(device))
+
+
+def _parts(name: str) -> tuple[str, str]:
+    """What kind of checkpoint a name means and which; without a kind where it is the name of a model of our own."""
+    for prefix in (CTC, WHISPER):
+        if name.startswith(prefix):
+            return prefix, name.removeprefix(prefix)
+    return "", name
+
+
+def _reference(name: str) -> hub.Reference | None:
+    """What a name means on the hub; None where it means something on this machine."""
+    prefix, rest = _parts(name)
+    return hub.Reference.parse(rest) if prefix and not rest.endswith(openai.SUFFIX) else None
+
+
+def _folder(name: str) -> Path | None:
+    """Where a checkpoint is on this machine; None where it is on the hub alone."""
+    reference = _reference(name)
+    return hub.snapshot(reference) if reference else Path(_parts(name)[1])
 
 
 def _best(device: str) -> str:

@@ -88,6 +88,7 @@ class Batcher:
     ) -> None:
         self._pipelined = pipelined
         self.engine = engine
+        self.revision = engine.revision
         self.throughput = Throughput(lanes, facts.rate)
         self.share = guard.open(facts)
         self.guard = guard

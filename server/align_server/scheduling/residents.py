@@ -1,7 +1,7 @@
 """The models that this server may hold, one copy of each, and the state that each is in.
 
-A model is loaded at the start or by the first who needs it, held while anybody uses it, and unloaded after a time
-without use, or to make room for another. Knows neither gRPC nor torch.
+A model is downloaded if need be and loaded, at the start or by the first who needs it, held while anybody uses it, and
+unloaded after a time without use, or to make room for another. Knows neither gRPC nor torch.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ import structlog
 
 from align_server.engines.engine import EngineLoadError
 from align_server.scheduling.batcher import Batcher
+from align_server.scheduling.errand import Abandoned, Errand
 from align_server.scheduling.tuning import measure
 from align_server.scheduling.work import ModelUnavailable, UnknownModel
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
 
-    from align_server.engines.engine import Engine
+    from align_server.engines.engine import Engine, Progress
     from align_server.engines.registry import ModelDescription
     from align_server.metrics import Metrics
     from align_server.scheduling.learnt import Learnt
@@ -61,7 +62,10 @@ class ModelStatus:
 
 @dataclass(eq=False)
 class _Resident:
-    """One model, loaded or not. The lock is held while that changes, so that there is never a second copy."""
+    """One model, loaded or not. The lock is held while that changes, so that there is never a second copy.
+
+    `download` is what is under way of it; nobody waits for the lock without ending that.
+    """
 
     description: ModelDescription
     state: ModelState = ModelState.AVAILABLE
@@ -71,17 +75,23 @@ class _Resident:
     failed_at: float = 0.0
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     loading: asyncio.Task[None] | None = None
+    download: Errand[ModelDescription] | None = None
 
 
 class _NoRoom(EngineLoadError):  # noqa: N818  a kind of refusal
     """The model is whole, but does not fit beside those in use."""
 
 
+class _Stopped(EngineLoadError):  # noqa: N818  nothing is wrong with the model
+    """Its loading was given up before it was done."""
+
+
 class Residents:
     """Loads models by name and finds the batcher of each. The first name is the default.
 
-    `make` makes an engine that is not loaded; `lanes` says how many batches it computes at once; `guard` gives the
-    memory that it will live in. `idle_s` 0 keeps models for ever.
+    `make` makes an engine that is not loaded; `fetch` brings what a remote model needs to this machine, and describes
+    it anew; `lanes` says how many batches it computes at once; `guard` gives the memory that it will live in. `idle_s`
+    0 keeps models for ever.
     """
 
     def __init__(  # noqa: PLR0913  what it is wired to, by name
@@ -89,6 +99,7 @@ class Residents:
         models: Sequence[ModelDescription],
         *,
         make: Callable[[str], Engine],
+        fetch: Callable[[str, Progress], ModelDescription],
         lanes: Callable[[Engine], int],
         guard: Callable[[Engine], MemoryGuard],
         learnt: Learnt,
@@ -103,6 +114,7 @@ class Residents:
         self._residents = {model.name: _Resident(model) for model in models}
         self.default = models[0].name
         self._make = make
+        self._fetch = fetch
         self._lanes = lanes
         self._guard = guard
         self._learnt = learnt
@@ -115,6 +127,7 @@ class Residents:
         self._audio_done_ms = 0
         self._tidy = True
         self._loading = asyncio.Lock()  # one at a time, so that two do not both take the last room
+        self._stopping = False
 
     @property
     def batchers(self) -> list[Batcher]:
@@ -132,13 +145,16 @@ class Residents:
         return self._audio_done_ms + sum(batcher.throughput.audio_done_ms for batcher in self.batchers)
 
     async def load_all(self) -> None:
-        """Load every model; one that fails leaves the others serving. Raises EngineLoadError if none could be."""
+        """Load every model; one that fails leaves the others serving, one that is downloaded holds up none of them.
+
+        Raises EngineLoadError if none could be loaded.
+        """
+        loaded = await asyncio.gather(*map(self._loaded, self._residents.values()), return_exceptions=True)
         failures = []
-        for resident in self._residents.values():
-            try:
-                await self._loaded(resident)
-            except ModelUnavailable as error:
-                failures.append(str(error))
+        for error in filter(None, loaded):
+            if not isinstance(error, ModelUnavailable):
+                raise error
+            failures.append(str(error))
         if not self.batchers:
             raise EngineLoadError(f"no model could be loaded: {'; '.join(failures)}")
 
@@ -147,12 +163,13 @@ class Residents:
         await self._loaded(self._find(name))
 
     async def unload(self, name: str) -> None:
-        """Unload a model that nobody uses. Raises UnknownModel or ModelUnavailable."""
+        """Unload a model that nobody uses, or end its download. Raises UnknownModel or ModelUnavailable."""
         resident = self._find(name)
+        if resident.download:
+            self._refuse_in_use(resident)
+            resident.download.abandon()
         async with resident.lock:
-            if resident.users:
-                users = "a call or stream" if resident.users == 1 else f"{resident.users} calls and streams"
-                raise ModelUnavailable(f"model {resident.description.name!r} is in use by {users}; try again later")
+            self._refuse_in_use(resident)
             if resident.batcher:
                 await self._unload(resident)
 
@@ -198,7 +215,11 @@ class Residents:
             self._learnt.save()
 
     async def stop(self) -> None:
-        """Stop computing and let go of every model."""
+        """Stop computing and downloading, and let go of every model."""
+        self._stopping = True
+        for resident in self._residents.values():
+            if resident.download:
+                resident.download.abandon()
         for resident in self._residents.values():
             async with resident.lock:
                 if resident.batcher:
@@ -216,6 +237,11 @@ class Residents:
         if resident := self._residents.get(name or self.default):
             return resident
         raise UnknownModel(f"model {name!r} is not served here; served are {', '.join(self._residents)}")
+
+    def _refuse_in_use(self, resident: _Resident) -> None:
+        if resident.users:
+            users = "a call or stream" if resident.users == 1 else f"{resident.users} calls and streams"
+            raise ModelUnavailable(f"model {resident.description.name!r} is in use by {users}; try again later")
 
     async def _loaded(self, resident: _Resident) -> None:
         """Wait until a model is loaded. Loading goes on when who asked for it has gone. Raises ModelUnavailable."""
@@ -238,18 +264,23 @@ class Residents:
             task.exception()  # where nobody waits any more, the log has it
 
     async def _load(self, resident: _Resident) -> None:
-        """Load, measure and begin to serve. The caller holds the lock."""
+        """Download, load, measure and begin to serve. The caller holds the lock."""
         name = resident.description.name
         loop = asyncio.get_running_loop()
 
         def progress(share: float, what: str) -> None:
             loop.call_soon_threadsafe(self._report, resident, share, what)
 
-        self._set(resident, ModelState.LOADING, "waiting for memory")
         started = time.monotonic()
         engine: Engine | None = None
         try:
+            if resident.description.remote:
+                self._set(resident, ModelState.LOADING, "looking for its files")
+                await self._download(resident, progress)
+            self._set(resident, ModelState.LOADING, "waiting for memory")
             async with self._loading:
+                if self._stopping:
+                    raise _Stopped("the server is stopping")  # noqa: TRY301  among what else ends a load
                 engine = await asyncio.to_thread(self._make, name)
                 guard = self._guard(engine)
                 facts = self._learnt.facts(f"{name}, {engine.size_bytes} bytes, on {engine.device}")
@@ -261,7 +292,7 @@ class Residents:
                 lanes = self._lanes(engine)
                 await asyncio.to_thread(measure, engine, facts, lanes, guard.memory)
                 facts.resident_bytes = max(facts.resident_bytes, guard.memory.used() - before)
-        except _NoRoom as error:
+        except (_NoRoom, _Stopped) as error:
             log.error("model not loaded", model=name, why=str(error))  # noqa: TRY400  the message is for users
             self._set(resident, ModelState.AVAILABLE, str(error))
             raise
@@ -297,6 +328,27 @@ class Residents:
             batch_s=facts.batch_ms / 1000,
             rate=round(facts.rate, 1),
             memory_mb=guard.memory.used() // MB,
+        )
+
+    async def _download(self, resident: _Resident, progress: Progress) -> None:
+        """Bring a model to this machine, while others load and serve. The caller holds the model's lock alone."""
+        name = resident.description.name
+        if self._stopping:
+            raise _Stopped("the server is stopping")
+        begun = time.monotonic()
+        resident.download = Errand(lambda report: self._fetch(name, report), progress)
+        try:
+            resident.description = await resident.download.result()
+        except Abandoned as error:
+            raise _Stopped(f"the download of model {name!r} was stopped; what is there of it is kept") from error
+        finally:
+            resident.download = None
+        log.info(
+            "model fetched",
+            model=name,
+            what=resident.description.note,
+            size_mb=resident.description.size_bytes // MB,
+            seconds=round(time.monotonic() - begun, 2),
         )
 
     async def _make_room(self, guard: MemoryGuard, needed: int, wanted: _Resident) -> None:
