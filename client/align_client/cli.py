@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
+from align_client.export import SUFFIXES
+
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     from align_client.sdk.types import AlignResult
 
 INCOMPLETE = 1
+WRONG = 2
 NO_SERVER = 3
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE_BUFFER = 64 * 1024  # bytes; two seconds of audio
@@ -111,15 +114,59 @@ def align(
 def check(*, inputs: tuple[str, ...], media_dirs: tuple[Path, ...], report: Path | None) -> None:
     """Say what would be aligned and what not, and why; needs no server, writes no transcript."""
     from align_client import corpus
+    from align_client.progress import findings
 
     work = _jobs(inputs, None, media_dirs)
     reports = []
     for job in work:
         found = corpus.inspect(job.source, corpus.Options(media_dirs=media_dirs))
         reports.append(found)
-        click.echo(_findings(found))
+        click.echo(findings(found))
     _write_report(reports, report)
     sys.exit(0 if all(found.is_complete for found in reports) else INCOMPLETE)
+
+
+@main.command()
+@click.argument("inputs", nargs=-1, required=True, metavar="INPUT...")
+@click.option("--format", "form", type=click.Choice(list(SUFFIXES)), required=True, help="What to write.")
+@click.option(
+    "-o",
+    "--out",
+    type=click.Path(path_type=Path),
+    required=True,
+    help="The folder for the results; a folder INPUT's tree is kept. For one transcript also the file to write.",
+)
+@click.option("--force", is_flag=True, help="Write over results that exist.")
+@media_dir
+def export(*, inputs: tuple[str, ...], form: str, out: Path, force: bool, media_dirs: tuple[Path, ...]) -> None:
+    """Write transcripts that have times as Praat, ELAN, subtitle, CSV or JSON files; needs no server.
+
+    INPUT is a .cha file with time bullets and %wor tiers, as `align` writes them, a folder, or @list.txt with one of
+    these a line. Only ELAN's files (eaf) look for the recording, to link it.
+
+    Exit code 1 says that something has no time and was left out, 2 that a file was not exported at all.
+    """
+    from align_client.export.run import export as export_one
+    from align_client.report import complaints
+
+    suffix = SUFFIXES[form]
+    is_folder = out.is_dir() or not (out.exists() or out.suffix.lower() in map(str.lower, SUFFIXES.values()))
+    if not is_folder and out.suffix.lower() != suffix.lower():
+        raise click.UsageError(f"{out} is not a folder, nor named {suffix} as --format {form} is; choose another OUT")
+    work = _jobs(inputs, out, media_dirs, suffix)
+    existing = [job.target for job in work if job.target.exists()]
+    if existing and not force:
+        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
+        raise click.UsageError(f"{existing[0]}{others} exists; choose another OUT, or write over it with --force")
+    done = []
+    for job in work:
+        done.append(exported := export_one(job, form, media_dirs))
+        click.echo(str(exported), err=not exported.utterances)
+        for line in complaints(job.source, [*exported.left_out, *exported.missing], exported.warnings, most=None):
+            click.echo(line, err=True)
+    if any(exported.error for exported in done):
+        sys.exit(WRONG)
+    sys.exit(0 if all(exported.is_complete for exported in done) else INCOMPLETE)
 
 
 @main.command()
@@ -141,6 +188,8 @@ def words(
     model: str | None,
 ) -> None:
     """Print when each word of a short recording is said."""
+    from align_client import listing
+
     if (text is None) == (text_file is None):
         raise click.UsageError("give the words: either --text or --text-file")
     if text_file is not None:
@@ -150,9 +199,9 @@ def words(
             raise click.UsageError(f"cannot read {text_file}: {error}") from error
     result = asyncio.run(_words(audio, text or "", language, address, model, start_server=start_server))
     if form == "json":
-        click.echo(json.dumps(_word_values(result), ensure_ascii=False, indent=1))
+        click.echo(json.dumps(listing.word_values(result), ensure_ascii=False, indent=1))
     else:
-        _print_words(result)
+        listing.print_words(result)
     sys.exit(0 if all(word.reason is None for word in result.words) else INCOMPLETE)
 
 
@@ -333,12 +382,12 @@ def _map_large_buffers() -> None:
         ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BUFFER)
 
 
-def _jobs(inputs: Sequence[str], out: Path | None, media_dirs: Sequence[Path]) -> list[Job]:
+def _jobs(inputs: Sequence[str], out: Path | None, media_dirs: Sequence[Path], suffix: str | None = None) -> list[Job]:
     """What INPUT and OUT stand for. Raises UsageError."""
     from align_client import files
 
     try:
-        work = files.jobs(inputs, out)
+        work = files.jobs(inputs, out, suffix)
     except files.InputError as error:
         raise click.UsageError(str(error)) from error
     if not work:
@@ -360,15 +409,11 @@ def _progress(files: int) -> Lines:
 
 def _finish(reports: Sequence[FileReport], path: Path | None) -> None:
     """Say what was not aligned, write the report, and exit."""
-    shown = 20
+    from align_client.report import complaints
+
     for report in reports:
-        notes = [*report.left_alone, *report.missing]
-        for note in notes[:shown]:
-            click.echo(f"{report.source}:{note.line}:{note.column}: {note.text}: {note.why}", err=True)
-        if len(notes) > shown:
-            click.echo(f"{report.source}: {len(notes) - shown} more; see --report", err=True)
-        for note in report.warnings:
-            click.echo(f"{report.source}:{note.line}:{note.column}: warning: {note.why}", err=True)
+        for line in complaints(report.source, [*report.left_alone, *report.missing], report.warnings):
+            click.echo(line, err=True)
     _write_report(reports, path)
     if any(report.no_server for report in reports):
         sys.exit(NO_SERVER)
@@ -376,68 +421,14 @@ def _finish(reports: Sequence[FileReport], path: Path | None) -> None:
 
 
 def _write_report(reports: Sequence[FileReport], path: Path | None) -> None:
+    from align_client.report import write_report
+
     if path is None:
         return
-    from align_client.files import write_atomically
-
-    totals = {
-        "files": len(reports),
-        "failed": sum(bool(report.error) for report in reports),
-        "words": sum(report.words for report in reports),
-        "words_aligned": sum(report.words_aligned for report in reports),
-        "audio_s": round(sum(report.audio_s for report in reports), 3),
-    }
-    document = {"version": 1, "totals": totals, "files": [report.as_json() for report in reports]}
     try:
-        write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
+        write_report(reports, path)
     except OSError as error:
         raise click.ClickException(f"cannot write the report {path}: {error.strerror}") from error
-
-
-def _findings(report: FileReport) -> str:
-    """What `check` says of one file."""
-    from align_client.progress import summary
-
-    if report.error:
-        return summary(report)
-    words = f"{report.words_aligned} of {report.words} words"
-    where = f"{report.utterances_aligned} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
-    lines = [f"{report.source}: {words} would be aligned, in {where}"]
-    lines += [
-        f"{report.source}:{note.line}:{note.column}: {note.text}: {note.why}"
-        for note in (*report.left_alone, *report.missing)
-    ]
-    lines += [f"{report.source}:{note.line}:{note.column}: warning: {note.why}" for note in report.warnings]
-    return "\n".join(lines)
-
-
-def _print_words(result: AlignResult) -> None:
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, title=f"times in seconds, by {result.model}", title_justify="left"
-    )
-    table.add_column("word")
-    for head in ("start", "end", "score"):
-        table.add_column(head, justify="right")
-    table.add_column("")
-    for word in result.words:
-        times = [f"{value:.3f}" if value is not None else "-" for value in (word.start, word.end)]
-        table.add_row(word.text, *times, f"{word.score:.2f}" if word.reason is None else "-", word.why)
-    Console().print(table)
-
-
-def _word_values(result: AlignResult) -> dict[str, Any]:
-    return {
-        "model": result.model,
-        "words": [
-            {"word": word.text, "start": word.start, "end": word.end, "score": round(word.score, 4)}
-            | ({} if word.reason is None else {"reason": word.reason.name.lower(), "detail": word.why})
-            for word in result.words
-        ],
-    }
 
 
 if __name__ == "__main__":

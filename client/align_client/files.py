@@ -20,27 +20,37 @@ class InputError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One file to align and where the result goes."""
+    """One transcript and where its result goes."""
 
     source: Path
     target: Path
 
 
-def jobs(inputs: Sequence[str], out: Path | None) -> list[Job]:
+def jobs(inputs: Sequence[str], out: Path | None, suffix: str | None = None) -> list[Job]:
     """One job for each .cha file that the inputs name; `out` None means in place.
 
-    A folder is walked and its tree kept below `out`; `@list.txt` names one input a line. Raises InputError.
+    A folder is walked and its tree kept below `out`; `@list.txt` names one input a line. Where results are of another
+    format, `suffix` is how they are named, and `out` may be the result of one transcript. Raises InputError.
     """
+    is_file = out is not None and suffix is not None and out.suffix.lower() == suffix.lower() and not out.is_dir()
     found: dict[Path, Job] = {}
     for source, relative in _sources(inputs, out):
-        target = source if out is None else out / relative
+        target = source if out is None else out if is_file else out / _renamed(relative, suffix)
         if out is not None and target.resolve() == source.resolve():
-            raise InputError(f"{source} would be overwritten by its own output; choose another OUT, or use --in-place")
+            hint = ", or use --in-place" if suffix is None else ""
+            raise InputError(f"{source} would be overwritten by its own output; choose another OUT{hint}")
         earlier = found.get(target)
         if earlier is not None and earlier.source.resolve() != source.resolve():
-            raise InputError(f"{earlier.source} and {source} would both be written to {target}; align them apart")
+            cure = "name a folder" if is_file else "take one at a time"
+            raise InputError(f"{earlier.source} and {source} would both be written to {target}; {cure}")
         found[target] = Job(source, target)
     return list(found.values())
+
+
+def _renamed(path: Path, suffix: str | None) -> Path:
+    if suffix is None:
+        return path
+    return path.with_name((path.stem if path.suffix.lower() == ".cha" else path.name) + suffix)
 
 
 def _sources(inputs: Sequence[str], out: Path | None) -> Iterator[tuple[Path, Path]]:

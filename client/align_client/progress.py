@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Protocol, Self
 from rich.progress import BarColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as RichProgress
 
+from align_client.report import complaints
+
 if TYPE_CHECKING:
     from pathlib import Path
     from types import TracebackType
@@ -138,3 +140,14 @@ def summary(report: FileReport) -> str:
     if report.audio_s:
         parts.append(f"{report.audio_s:.1f} s of audio in {report.seconds:.1f} s")
     return f"{report.source}: {report.status.value}: {', '.join(parts)}"
+
+
+def findings(report: FileReport) -> str:
+    """What `check` says of one file."""
+    if report.error:
+        return summary(report)
+    words = f"{report.words_aligned} of {report.words} words"
+    where = f"{report.utterances_aligned} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
+    lines = [f"{report.source}: {words} would be aligned, in {where}"]
+    lines += complaints(report.source, [*report.left_alone, *report.missing], report.warnings, most=None)
+    return "\n".join(lines)

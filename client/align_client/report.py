@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import enum
+import json
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
+
+from align_client.files import write_atomically
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+MOST_SHOWN: Final = 20  # notes of one file that are printed where there is a report to read
 
 
 class Status(enum.Enum):
@@ -21,7 +27,7 @@ class Status(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something about one place of the file; line and column count from 1."""
+    """Something about one place of the file; line and column count from 1, and are 0 where it is about the whole."""
 
     line: int
     column: int
@@ -75,3 +81,29 @@ class FileReport:
             "audio_s": round(self.audio_s, 3),
             "seconds": round(self.seconds, 3),
         }
+
+
+def complaints(
+    source: Path, notes: Sequence[Note], warnings: Sequence[Note], most: int | None = MOST_SHOWN
+) -> Iterator[str]:
+    """The lines that tell of a file's notes, `most` of them (None: all), and of its warnings."""
+    shown = notes[:most]
+    yield from (f"{source}:{note.line}:{note.column}: {note.text}: {note.why}" for note in shown)
+    if len(notes) > len(shown):
+        yield f"{source}: {len(notes) - len(shown)} more; see --report"
+    for note in warnings:
+        place = f"{source}:{note.line}:{note.column}" if note.line else str(source)
+        yield f"{place}: warning: {note.why}"
+
+
+def write_report(reports: Sequence[FileReport], path: Path) -> None:
+    """Write the reports and their totals as JSON. Raises OSError."""
+    totals = {
+        "files": len(reports),
+        "failed": sum(bool(report.error) for report in reports),
+        "words": sum(report.words for report in reports),
+        "words_aligned": sum(report.words_aligned for report in reports),
+        "audio_s": round(sum(report.audio_s for report in reports), 3),
+    }
+    document = {"version": 1, "totals": totals, "files": [report.as_json() for report in reports]}
+    write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())

@@ -24,6 +24,8 @@ RULES = {
     CLIENT / "chat": WIRE
     | {"align_client.media", "align_client.sdk", "align_client.plan", "align_client.corpus", "numpy"},
     CLIENT / "media": WIRE | {"align_client.plan", "align_client.corpus", "align_client.cli"},
+    CLIENT / "export": WIRE
+    | {"align_client.sdk", "align_client.plan", "align_client.corpus", "align_client.cli", "numpy"},
     CLIENT / "plan.py": WIRE | {"align_client.corpus", "align_client.cli"},
     CLIENT / "corpus.py": WIRE | {"align_client.cli"},
     SERVER / "engines": WIRE

@@ -13,7 +13,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from align_client.chat import wor as wor_tier
-from align_client.chat.marks import TIME_BULLET
+from align_client.chat.marks import TIME_BULLET, printable
 from align_client.chat.wor import Bullet, WordTime, WorWord
 from align_client.chat.words import FileContext, Item, ItemKind, read_words
 
@@ -107,6 +107,7 @@ _HEADER = re.compile(r"@(?P<name>[^:\t\r\n]+?)[ \t]*(?::\s*(?P<value>.*))?$", re
 _SPEAKER = re.compile(r"\*(?P<code>[^\s:*]+)[ \t]*:")
 _DEPENDENT = re.compile(r"%(?P<code>[^\s:]+)[ \t]*:")
 _LANGUAGE = re.compile(r"[a-z]{3}")
+_ANY_BULLET = re.compile(r"\x15[^\x15]*\x15")
 _KNOWN_HEADERS = frozenset(
     {
         "UTF8",
@@ -184,6 +185,12 @@ class Document:
             if wor and not self.is_ca and any(times[index].words[i] for i in utterance.shown):
                 edits.append(self._wor_edit(utterance, times[index]))
         return _edited(self._text, edits).encode()
+
+    def written(self, index: int) -> str:
+        """What the main tier of an utterance says, as it is written: one line, without its speaker and bullets."""
+        tier = self._places[index].main
+        speaker = _SPEAKER.match(self._text, tier.start, tier.end)
+        return printable(_ANY_BULLET.sub(" ", self._text[speaker.end() if speaker else tier.start : tier.end]))
 
     def _checked(self, index: int, given: UtteranceTimes) -> Utterance:
         if not 0 <= index < len(self.utterances):
@@ -323,7 +330,8 @@ class Document:
         place.last = tier
         if name and name["code"] == "wor" and place.wor is None:
             place.wor = tier
-            utterances[-1] = replace(utterances[-1], wor=wor_tier.read_wor(self._text[name.end() : tier.end]))
+            words = wor_tier.read_wor(self._text, name.end(), tier.end, self._place_of)
+            utterances[-1] = replace(utterances[-1], wor=words)
 
 
 def _decode(data: bytes) -> str:

@@ -13,6 +13,8 @@ BULLET: Final = "\x15"
 # A time bullet: plain, of the old form that names its media file, or with CLAN's skip mark before the end.
 TIME_BULLET: Final = re.compile(r'\x15(?:%\w+:"[^"\x15]*"_)?(?P<start>[0-9]{1,10})_(?P<end>[0-9]{1,10})-?\x15')
 
+_CONTROL: Final = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\ufffe\uffff]")
+
 # Inside a word, these say how it was said and are no part of its letters.
 VOICE: Final = "°∆∇⁎▁▔☺♋⁇∬∮⤇⤆⁑∙∾≠↻↑↓⌈⌉⌊⌋\u0332\x01\x02\x03\x04"  # noqa: RUF001  CHAT's own characters
 GREEK_VOICE: Final = "ἩΫ"  # letters of Greek, marks elsewhere
@@ -48,3 +50,8 @@ TOKEN: Final = re.compile(
     rf"|(?P<word>(?:[^\s\x15\[\]<>,?!={_BETWEEN}{_CA_END}+]|(?<=[0-9]){_THOUSANDS}|\+(?![./!?\"^<,+≈≋]))+)"
     r"|(?P<stray>\S)"
 )
+
+
+def printable(text: str) -> str:
+    """The text on one line, each blank one space, without control characters such as CLAN's underlining."""
+    return " ".join(_CONTROL.sub("", text).split())

@@ -1,0 +1,19 @@
+"""CHAT transcripts that have times, written for other programs: Praat, ELAN, video players, R and Python.
+
+Stands above chat and media, and asks no server. `transcript` is what every format is written from, `run` takes one
+file from CHAT to its place.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+# What `--format` takes, and how files of each are named.
+SUFFIXES: Final = {
+    "textgrid": ".TextGrid",
+    "eaf": ".eaf",
+    "vtt": ".vtt",
+    "srt": ".srt",
+    "csv": ".csv",
+    "json": ".json",
+}
