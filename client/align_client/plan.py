@@ -27,6 +27,7 @@ MAX_CHARACTERS = 448  # of a group, a space after each word included
 CONTEXT_MS = 200  # where bullets were 100 ms too tight this took the mean error of word starts from 27 to 16 ms
 MAX_GAP_MS = 2_000  # nine of ten pauses in the conversations at hand are shorter; a longer one is cheaper not to send
 MIN_MS_PER_CHARACTER = 25  # nobody speaks as fast
+RECOVERED_MS = 500  # around where an utterance was found: nineteen of twenty begin within 300 ms of it
 REACH_MS = 500  # of words into a neighbour that they were aligned with; hand-set bullets are rarely further off
 OVERHANG_MS = 500  # of a bullet beyond the end of the recording: players and headers round
 
@@ -93,6 +94,7 @@ def plan(
     max_segment_ms: int = MAX_SEGMENT_MS,
     context_ms: int = CONTEXT_MS,
     longest_ms: int | None = None,
+    recovered: Mapping[int, Bullet] | None = None,
 ) -> Plan:
     """Group utterances into segments.
 
@@ -101,9 +103,10 @@ def plan(
     one that is longer is whole, up to `longest_ms`, the most that the server takes. Around a segment up to
     `context_ms` of audio is added, none of it under another utterance's bullet. Utterances without a bullet
     are aligned in the gap between their timed neighbours. `duration_ms` is the recording's length, None where
-    it is not known: then check with `past_end` what was cut.
+    it is not known: then check with `past_end` what was cut. `recovered` says, by `Utterance.index`, where some without
+    a bullet were found; their words may lie up to `RECOVERED_MS` around.
     """
-    return _Planner(utterances, duration_ms, max_segment_ms, context_ms, longest_ms).plan()
+    return _Planner(utterances, duration_ms, max_segment_ms, context_ms, longest_ms, recovered or {}).plan()
 
 
 def past_end(bullet: Bullet, recording_ms: int) -> str | None:
@@ -206,7 +209,7 @@ def _in_order(found: Iterable[_Found], repairs: list[Repair]) -> list[_Found]:
 class _Member:
     utterance: Utterance
     zone: Span
-    bullet: Bullet | None  # None for an utterance that lies in a gap
+    bullet: Bullet | None  # its own or where it was found; None for an utterance that lies in a gap
 
 
 class _Planner:
@@ -217,7 +220,9 @@ class _Planner:
         max_segment_ms: int,
         context_ms: int,
         longest_ms: int | None,
+        recovered: Mapping[int, Bullet],
     ) -> None:
+        self._recovered = recovered
         self._utterances = utterances
         self._duration_ms = duration_ms
         self._context_ms = context_ms
@@ -225,7 +230,7 @@ class _Planner:
         self._max_segment_ms = max_segment_ms
         if longest_ms is not None:
             self._max_segment_ms = min(max_segment_ms, max(0, longest_ms - 2 * context_ms))
-        claims = [claim for u in utterances if (claim := _claim(u)) is not None and claim.start_ms < claim.end_ms]
+        claims = [claim for u in utterances if (claim := self._claim(u)) is not None and claim.start_ms < claim.end_ms]
         self._timeline = Timeline(claims)
         self._segments: list[Planned] = []
         self._skipped: dict[int, str] = {}
@@ -246,7 +251,7 @@ class _Planner:
                 self._give_up_run("no time bullet, and none that can be used after it")
                 self._close()
                 self._last = None
-            elif (claim := _claim(utterance)) is None:
+            elif (claim := self._claim(utterance)) is None:
                 self._run.append(utterance)
             else:
                 self._add_timed(utterance, claim)
@@ -254,6 +259,10 @@ class _Planner:
         self._close()
         self._segments.sort(key=lambda segment: (segment.span.start_ms, segment.span.end_ms))
         return Plan(tuple(self._segments), self._skipped, tuple(self._wordless))
+
+    def _claim(self, utterance: Utterance) -> Bullet | None:
+        """Where an utterance says it is, or was found."""
+        return _claim(utterance) or self._recovered.get(utterance.index)
 
     def _obstacle(self, utterance: Utterance) -> str | None:
         """Why an utterance can neither be aligned nor stand beside one that is."""
@@ -270,7 +279,8 @@ class _Planner:
         return None if self._duration_ms is None else past_end(bullet, self._duration_ms)
 
     def _add_timed(self, utterance: Utterance, bullet: Bullet) -> None:
-        member = _Member(utterance, self._zone(bullet), bullet)
+        context = self._context_ms if _claim(utterance) else max(self._context_ms, RECOVERED_MS)
+        member = _Member(utterance, self._zone(bullet, context), bullet)
         run = self._placed_run(bullet)
         longest_gap = self._max_segment_ms if run else MAX_GAP_MS
         if self._group and self._fits([*self._group, *run, member], longest_gap):
@@ -315,8 +325,7 @@ class _Planner:
             and sum(_characters(member.utterance) for member in members) <= MAX_CHARACTERS
         )
 
-    def _zone(self, bullet: Bullet) -> Span:
-        context = self._context_ms
+    def _zone(self, bullet: Bullet, context: int) -> Span:
         if self._longest_ms is not None:
             context = min(context, (self._longest_ms - (bullet.end_ms - bullet.start_ms)) // 2)
         start, end = self._timeline.room(bullet)
@@ -354,7 +363,7 @@ class _Planner:
                 words += [_word(text, item.language, item.kind) for text in item.spoken or ("",)]
                 items.append((first, len(words)))
             if _has_words(member.utterance):
-                parts.append(Part(member.utterance.index, tuple(items), _reach(member, span), member.bullet))
+                parts.append(Part(member.utterance.index, tuple(items), _reach(member, span), _claim(member.utterance)))
         if parts:
             self._segments.append(Planned(span, tuple(words), tuple(parts)))
 

@@ -19,6 +19,7 @@ from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceServicer, add_AlignServiceServicer_to_server
 from align_server import __version__, wire
 from align_server.errors import statuses
+from align_server.locate import Locating
 from align_server.scheduling.memory import allocated
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
 from align_server.stream import Edge, Stream
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 
     AlignContext = ServicerContext[pb.AlignRequest, pb.AlignResponse]
     StreamContext = ServicerContext[pb.AlignStreamRequest, pb.AlignStreamResponse]
+    LocateContext = ServicerContext[pb.LocateRequest, pb.LocateResponse]
     ModelsContext = ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse]
     InfoContext = ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse]
     LoadContext = ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
@@ -131,6 +133,23 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                     await stream.run(requests)
                 finally:
                     self._streams.discard(stream)
+
+    async def Locate(self, requests: AsyncIterator[pb.LocateRequest], context: LocateContext) -> pb.LocateResponse:  # noqa: N802  named by the contract
+        """Find the utterances of a transcript in a recording."""
+        remaining = context.time_remaining()
+        deadline = None if remaining is None else time.monotonic() + remaining
+        async with statuses(context), self._counting_refusals():
+            first = await anext(aiter(requests), None)
+            if first is None or not first.HasField("open"):
+                raise Invalid("open", "the first message must be `open`")
+            async with self._lease(first.open.model) as batcher:
+                if (scanning := batcher.engine.scanning) is None:
+                    name = batcher.engine.name
+                    raise Invalid("open.model", f"model {name!r} cannot look for utterances in a recording")
+                client = f"{first.open.client or context.peer()} #{next(self._numbers)}"
+                locating = Locating(self._edge, batcher, client, scanning, deadline)
+                return pb.LocateResponse(model=batcher.engine.name, places=await locating.run(first.open, requests))
+        raise AssertionError("statuses() ends every failed call with a status")
 
     async def ListModels(self, _request: pb.ListModelsRequest, context: ModelsContext) -> pb.ListModelsResponse:  # noqa: N802  named by the contract
         """Say which models can be served."""

@@ -12,6 +12,8 @@ from align_server.scheduling.residents import ModelState
 from align_server.scheduling.work import Invalid
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from align_server.engines.engine import Result
     from align_server.scheduling.residents import ModelStatus
 
@@ -49,20 +51,26 @@ def segment(message: pb.Segment, pcm: bytes, *, max_segment_s: float, max_words:
         raise Invalid("segment.words", "there is no word to align")
     if len(message.words) > max_words:
         raise Invalid("segment.words", f"{len(message.words)} words are more than the {max_words} allowed")
-    words = []
-    for index, word in enumerate(message.words):
-        kind = KINDS.get(word.kind)
-        if kind is None:
-            raise Invalid(f"segment.words[{index}].kind", f"{word.kind} is no kind that this server knows")
-        if kind is WordKind.WORD and not word.text.strip():
-            raise Invalid(f"segment.words[{index}].text", "a word has no text")
-        words.append(Word(word.text, word.language, kind))
+    found_words = words(message.words, "segment.words")
     transcribe = message.transcribe.language if message.HasField("transcribe") else None
-    found = Segment(message.id, np.frombuffer(pcm, dtype="<i2"), tuple(words), transcribe)
+    found = Segment(message.id, np.frombuffer(pcm, dtype="<i2"), found_words, transcribe)
     limit_ms = int(max_segment_s * 1000)
     if found.duration_ms > limit_ms:
         raise Invalid("segment.pcm", f"{found.duration_ms} ms of audio is longer than the {limit_ms} ms allowed")
     return found
+
+
+def words(messages: Sequence[pb.Word], field: str) -> tuple[Word, ...]:
+    """The words of the field of that path. Raises Invalid."""
+    found = []
+    for index, word in enumerate(messages):
+        kind = KINDS.get(word.kind)
+        if kind is None:
+            raise Invalid(f"{field}[{index}].kind", f"{word.kind} is no kind that this server knows")
+        if kind is WordKind.WORD and not word.text.strip():
+            raise Invalid(f"{field}[{index}].text", "a word has no text")
+        found.append(Word(word.text, word.language, kind))
+    return tuple(found)
 
 
 def audio_ms(pcm_bytes: int) -> int:
@@ -84,6 +92,7 @@ def model(row: ModelStatus) -> pb.Model:
         max_segment_ms=int(batcher.engine.max_segment_s * 1000) if batcher else 0,
         is_default=row.is_default,
         transcribes=row.description.transcribes,
+        locates=bool(batcher and batcher.engine.scanning),
         load=pb.ModelLoad(
             queued_ms=batcher.queued_ms,
             computing_ms=batcher.computing_ms,

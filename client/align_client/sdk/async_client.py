@@ -23,12 +23,12 @@ from align_client.sdk.address import default_address, default_socket
 from align_client.sdk.errors import AccessDenied, DeadlineExceeded, ServerBusy, VersionMismatch, from_status
 from align_client.sdk.retry import Backoff
 from align_client.sdk.stream import AlignStream
-from align_client.sdk.types import AlignResult, ModelInfo, ServerInfo, Transcript, Word, WordTiming
+from align_client.sdk.types import AlignResult, ModelInfo, Place, ServerInfo, Transcript, Word, WordTiming
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import AsyncIterable, AsyncIterator, Callable, Sequence
     from types import TracebackType
 
     import numpy as np
@@ -145,6 +145,32 @@ class AsyncClient:
             WordTiming(word.text, word.start_ms / 1000, word.end_ms / 1000, word.score) for word in recording.words
         )
         return Transcript(words, recording.language, "; ".join(gap.why for gap in recording.gaps))
+
+    async def locate(
+        self, pieces: AsyncIterable[npt.NDArray[np.int16]], utterances: Sequence[Sequence[Word]]
+    ) -> list[Place | None]:
+        """Where in a recording of any length each utterance is said; None for one that was not found.
+
+        `pieces` are the recording, front to back, at 16 kHz; they are asked for no faster than the server computes.
+        The utterances are in the order in which they are said; between them anything may be.
+        """
+
+        async def requests() -> AsyncIterator[pb.LocateRequest]:
+            opening = pb.LocateRequest(open=pb.LocateOpen(model=self.model, client=_client()))
+            for words in utterances:
+                wire.add_words(opening.open.utterances.add(), words)
+            yield opening
+            async for piece in pieces:
+                yield pb.LocateRequest(pcm=piece.tobytes())
+
+        try:
+            response = await self._connect().Locate(requests(), metadata=_metadata())
+        except grpc.aio.AioRpcError as error:
+            raise from_status(error, self.address) from None
+        return [
+            Place(one.start_ms / 1000, one.end_ms / 1000, one.score) if one.HasField("start_ms") else None
+            for one in response.places
+        ]
 
     async def models(self) -> list[ModelInfo]:
         """The models that the server can serve."""

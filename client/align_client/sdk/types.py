@@ -67,6 +67,12 @@ class WordTiming:
         return f"{self.reason.value}: {self.detail}" if self.detail else self.reason.value
 
 
+class SegmentTimings(tuple[WordTiming, ...]):  # noqa: SLOT001  a tuple can have no slots but empty ones
+    """One timing for each word of a segment; `cached` where they were computed before."""
+
+    cached = False
+
+
 @dataclass(frozen=True, slots=True)
 class AlignResult:
     """One timing for each word that was given, in the same order; `cached` where they were computed before."""
@@ -74,6 +80,18 @@ class AlignResult:
     words: tuple[WordTiming, ...]
     model: str
     cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where an utterance is said, in seconds.
+
+    `score` is by how much a frame of it fits its words better than any unknown sound: 0.5 is usual, below 0.2 doubtful.
+    """
+
+    start: float
+    end: float
+    score: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,8 +110,8 @@ class Transcript:
 class ModelInfo:
     """One model that a server can serve. `state` is available, loading, serving or failed.
 
-    `transcribes`: whether it finds words, too. The load is that of a model that serves: audio in seconds, `rate` in
-    audio seconds per second.
+    `transcribes`: whether it finds words, too; `locates`: whether it can look for utterances, known once it serves.
+    The load is that of a model that serves: audio in seconds, `rate` in audio seconds per second.
     """
 
     name: str
@@ -106,6 +124,7 @@ class ModelInfo:
     max_segment_s: float
     is_default: bool
     transcribes: bool = False
+    locates: bool = False
     queued_s: float = 0.0
     computing_s: float = 0.0
     rate: float = 0.0

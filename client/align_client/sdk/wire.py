@@ -9,6 +9,7 @@ from align_client.sdk.types import (
     ClientLoad,
     MissingReason,
     ModelInfo,
+    SegmentTimings,
     ServerInfo,
     Transcript,
     Word,
@@ -55,6 +56,11 @@ def fill(
         message.transcribe.SetInParent()  # it is there even where it is empty
     message.id = segment_id
     message.pcm = pcm.astype("<i2", copy=False).tobytes()
+    add_words(message, words)
+
+
+def add_words(message: pb.Segment | pb.Utterance, words: Sequence[Word]) -> None:
+    """Put words into a message that has some."""
     for word in words:
         message.words.add(text=word.text, language=word.language, kind=KINDS[word.kind])
 
@@ -64,11 +70,15 @@ def audio_ms(pcm: npt.NDArray[np.int16]) -> int:
     return -(-len(pcm) // 16)
 
 
-def timings(words: Sequence[Word | pb.Word], answers: Sequence[pb.WordTiming]) -> tuple[WordTiming, ...]:
+def timings(
+    words: Sequence[Word | pb.Word], answers: Sequence[pb.WordTiming], *, cached: bool = False
+) -> SegmentTimings:
     """The timings of a segment's words. Raises ServerFault where there is not one for each."""
     if len(answers) != len(words):
         raise ServerFault(f"the server gave {len(answers)} times for {len(words)} words")
-    return tuple(_timing(word.text, answer) for word, answer in zip(words, answers, strict=True))
+    found = SegmentTimings(_timing(word.text, answer) for word, answer in zip(words, answers, strict=True))
+    found.cached = cached
+    return found
 
 
 def transcript(said: Sequence[pb.Word], answers: Sequence[pb.WordTiming]) -> Transcript:
@@ -79,10 +89,10 @@ def transcript(said: Sequence[pb.Word], answers: Sequence[pb.WordTiming]) -> Tra
     return Transcript(timed, said[0].language if timed else "", problem)
 
 
-def refused(words: Sequence[Word], refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...]:
+def refused(words: Sequence[Word], refusal: pb.SegmentRefusal) -> SegmentTimings:
     """The timings of a segment that the server did not take."""
     detail = f"{refusal.field}: {refusal.description}" if refusal.field else refusal.description
-    return tuple(WordTiming(word.text, reason=MissingReason.REFUSED, detail=detail) for word in words)
+    return SegmentTimings(WordTiming(word.text, reason=MissingReason.REFUSED, detail=detail) for word in words)
 
 
 def _timing(text: str, answer: pb.WordTiming) -> WordTiming:
@@ -104,6 +114,7 @@ def model_info(message: pb.Model) -> ModelInfo:
         max_segment_s=message.max_segment_ms / 1000,
         is_default=message.is_default,
         transcribes=message.transcribes,
+        locates=message.locates,
         queued_s=message.load.queued_ms / 1000,
         computing_s=message.load.computing_ms / 1000,
         rate=message.load.rate,

@@ -53,13 +53,15 @@ class Segment:
     """A stretch of audio and what is said in it.
 
     `pcm` is int16, mono, at `SAMPLE_RATE`, shape [samples]. With `transcribe` there are no words, and they are to be
-    found: in that ISO 639-3 language, or where it is empty, in the one that is heard. None means aligning.
+    found: in that ISO 639-3 language, or where it is empty, in the one that is heard. None means aligning. With `scan`
+    there are no words either, and what the audio could be is asked for, see `Scanning`.
     """
 
     id: str
     pcm: npt.NDArray[np.int16]
     words: tuple[Word, ...]
     transcribe: str | None = None
+    scan: bool = False
 
     @property
     def duration_ms(self) -> int:
@@ -87,17 +89,33 @@ class Result:
     """One timing for each word of the segment, in its order; slots and pauses included.
 
     Of a segment that asked for its words these are in `said`, one for each timing, as they would be written, with
-    what stops a sentence at their ends; both are empty where nothing is said.
+    what stops a sentence at their ends; both are empty where nothing is said. `evidence` is that of a scan.
     """
 
     words: tuple[WordTiming, ...]
     said: tuple[Word, ...] = ()
+    evidence: npt.NDArray[np.float32] | None = None
 
     @classmethod
     def missing(cls, segment: Segment, reason: MissingReason, detail: str = "") -> Result:
         """The result of a segment none of whose words could be timed, or found: then of one unknown sound."""
         said = () if segment.transcribe is None else (Word("", segment.transcribe, WordKind.UNKNOWN_SOUND),)
         return cls(tuple(WordTiming(reason=reason, detail=detail) for _ in segment.words or said), said)
+
+
+@dataclass(frozen=True, slots=True)
+class Scanning:
+    """How an engine says what audio could be, to find utterances in a long recording.
+
+    Evidence says how well each of `symbols` fits each frame of `frame_ms`, shape [frames, symbols]: a log score, 0 for
+    the best one and rarely below -6. The last symbol is unknown sound, of which silence is one; `silence` is what lies
+    between words. With `gives_way` a symbol may be followed by silence until the next comes, as the tokens of CTC are.
+    """
+
+    frame_ms: int
+    symbols: int
+    silence: int
+    gives_way: bool = False
 
 
 def silent(_share: float, _what: str) -> None:
@@ -146,6 +164,11 @@ class Engine(abc.ABC):
         """Where it computes: cpu, cuda or mps."""
 
     @property
+    def precision(self) -> str:
+        """What it computes in: fp32, bf16 or int8."""
+        return "fp32"
+
+    @property
     @abc.abstractmethod
     def size_bytes(self) -> int:
         """Size on disk of what `load` reads."""
@@ -159,6 +182,15 @@ class Engine(abc.ABC):
     def transcribes(self) -> bool:
         """Whether it takes segments that ask for their words."""
         return False
+
+    @property
+    def scanning(self) -> Scanning | None:
+        """How it scans a recording; None where it cannot. Known once it is loaded."""
+        return None
+
+    def symbols(self, word: Word) -> tuple[int, ...]:
+        """The symbols of a scan that say a word; none where it cannot be said."""
+        raise NotImplementedError(f"{type(self).__name__} does not scan {word.text!r}")
 
     @abc.abstractmethod
     def load(self, progress: Progress = silent) -> None:

@@ -218,6 +218,13 @@ class Admission:
             self._places.popleft()
         self._unary_ms += cost_ms
 
+    async def wait_unary(self, cost_ms: int) -> None:
+        """Book a piece of a long call as soon as there is room for it; `release_unary` gives it back."""
+        while self._unary_ms and self.budget_ms - self._streams_ms - self._unary_ms < cost_ms:
+            self._room.clear()
+            await self._room.wait()
+        self._unary_ms += cost_ms
+
     def release_unary(self, cost_ms: int) -> None:
         """A unary call was answered."""
         self._unary_ms -= cost_ms

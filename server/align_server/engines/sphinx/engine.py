@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, ClassVar, Final, cast
 import numpy as np
 import torch
 
-from align_server.engines.engine import Engine, Result, silent
+from align_server.engines.engine import Engine, Result, Scanning, WordKind, silent
 from align_server.engines.sphinx import graph as graphs
 from align_server.engines.sphinx import timing
 from align_server.engines.sphinx.acoustic import SenoneScorer
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
-    from align_server.engines.engine import Progress, Segment
+    from align_server.engines.engine import Progress, Segment, Word
     from align_server.engines.sphinx.graph import Graph
 
 DECODER_VERSION: Final = 2  # raised with every change that can change a time or a score
@@ -48,6 +48,10 @@ DECODER_VERSION: Final = 2  # raised with every change that can change a time or
 ACOUSTIC_SCALE: Final = 0.3  # neighbouring frames say much the same: counted in full they drown the transitions
 CI_SHARE: Final = 0.5  # of a state's log score that its phone without context gives
 SILENCE_PENALTY: Final = -5.0
+SCAN_FRAMES: Final = 3  # that a scan takes together: no phone is shorter
+SCAN_SCALE: Final = 0.2
+SCAN_FLOOR: Final = -6.0
+UNKNOWN_PHONES: Final = 24  # to a scan an unknown sound fits as the best 24 of 39 phones do on average
 UNKNOWN_STATES: Final = 32  # an unknown sound fits a frame as the best 32 of 117 phone states do on average
 
 
@@ -78,6 +82,13 @@ class _Prepared:
     senones: npt.NDArray[np.int64]  # ascending
     rows: npt.NDArray[np.int64]
     plain: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Scan:
+    """Audio ready to be scanned."""
+
+    features: torch.Tensor  # [frames, 39]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -166,9 +177,25 @@ class SphinxEngine(Engine):
         """Let go of the weights."""
         self._loaded = None
 
-    def prepare(self, segment: Segment) -> _Prepared | Result:
+    @property
+    def scanning(self) -> Scanning:
+        """By phones without their context."""
+        names = self._ready().model.phones.names
+        base = 1 + int(self._ready().model.phones.base.max())
+        return Scanning(round(SCAN_FRAMES * timing.FRAME_MS), base + 1, names.index("SIL"))
+
+    def symbols(self, word: Word) -> tuple[int, ...]:
+        """The phones of a word's first pronunciation."""
+        loaded = self._ready()
+        if word.kind is not WordKind.WORD or word.language not in {"", *LANGUAGES}:
+            return ()
+        return tuple(loaded.phones[phone] for heard in loaded.lexicon.pronunciations(word.text)[:1] for phone in heard)
+
+    def prepare(self, segment: Segment) -> _Prepared | _Scan | Result:
         """Find the words' pronunciations, the graph that they make, and the features of the audio."""
         loaded = self._ready()
+        if segment.scan:
+            return _Scan(loaded.front_end(segment.pcm))
         planned = plan(segment, loaded.lexicon, loaded.phones)
         if isinstance(planned, Result):
             return planned
@@ -187,10 +214,10 @@ class SphinxEngine(Engine):
             plain = np.append(plain, len(senones))
         return _Prepared(planned, graph, features, senones, rows, plain)
 
-    def compute(self, batch: Sequence[_Prepared]) -> list[_Scored | Result]:
+    def compute(self, batch: Sequence[_Prepared | _Scan]) -> list[_Scored | Result]:
         """Score the states of each segment and search for its best path, one segment after the other."""
         loaded = self._ready()
-        return [_score(item, loaded) for item in batch]
+        return [_scan(item, loaded) if isinstance(item, _Scan) else _score(item, loaded) for item in batch]
 
     def decode(self, scored: _Scored | Result) -> Result:
         """Place the boundaries of the words on the best path."""
@@ -204,6 +231,20 @@ class SphinxEngine(Engine):
         if self._loaded is None:
             raise RuntimeError("SphinxEngine was used before load")
         return self._loaded
+
+
+def _scan(item: _Scan, loaded: _Loaded) -> Result:
+    """How well each phone fits: the best of its states, over SCAN_FRAMES frames."""
+    phones = loaded.model.phones
+    base = 1 + int(phones.base.max())
+    frames = len(item.features) // SCAN_FRAMES
+    scores = loaded.scorer(item.features[: frames * SCAN_FRAMES], np.arange(STATES * base)).cpu()
+    fits = scores.view(base, STATES, frames, SCAN_FRAMES).amax(1).mean(2).mul_(SCAN_SCALE)
+    fits = fits.sub_(fits.amax(0)).clamp_min_(SCAN_FLOOR).T
+    speech = fits[:, torch.from_numpy(~phones.filler[:base])]
+    unknown = speech.topk(UNKNOWN_PHONES, dim=1, sorted=False).values.mean(1)
+    unknown = torch.maximum(unknown, fits[:, phones.names.index("SIL")])
+    return Result((), evidence=torch.cat([fits, unknown[:, None]], dim=1).numpy())
 
 
 def _score(item: _Prepared, loaded: _Loaded) -> _Scored | Result:
