@@ -1,6 +1,6 @@
-"""`ctc:` with a wav2vec2 base of random weights against transformers' own model in fp32, turn by turn.
+"""`ctc:` with a wav2vec2 base of random weights against transformers' own model in fp32, and in int8 against bf16.
 
-Both on all cores: ours computes a segment on each, transformers one segment at a time in as many threads.
+Turn by turn, all on all cores: ours computes a segment on each, transformers one segment at a time in as many threads.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import processes
 from align_server.engines import registry
 from clients import seconds_of
-from in_process import RANDOM, checkpoint, make_engine
+from in_process import RANDOM, checkpoint, make_engine, make_precise
 from inputs import Utterance, grouped, utterances
 from rows import Row, Scale, faster, spread
 
@@ -50,6 +50,32 @@ def measure(scale: Scale) -> Iterator[Row]:
                 f"{RANDOM}, {name}, audio seconds per wall second: ours, transformers",
                 f"{spread([one for one, _ in rates])}, {spread([other for _, other in rates])}",
             )
+            yield from _in_int8(f"{RANDOM}, {name}", model, some, scale)
+
+
+def _in_int8(name: str, model: str, some: Sequence[Utterance], scale: Scale) -> Iterator[Row]:
+    """The rows of our engine in two precisions; none on a CPU that does not have both."""
+    from align_server.engines import precision  # noqa: PLC0415  imports torch
+
+    if not (precision.multiplies_int8() and precision.multiplies_bf16()):
+        return
+    cores = processes.cores()
+    with (
+        processes.Crew(make_precise, [(model, some, cores, "int8")]) as short,
+        processes.Crew(make_precise, [(model, some, cores, "bf16")]) as long,
+    ):
+        short.turn()
+        long.turn()
+        rates = [
+            (seconds_of(some) / short.turn().wall_s, seconds_of(some) / long.turn().wall_s)
+            for _ in range(scale.of(2, 5))
+        ]
+    times = f"{spread([one / other for one, other in rates], 2)} times"
+    yield Row(f"{name}: our engine in int8 over itself in bf16", times)
+    yield Row(
+        f"{name}, audio seconds per wall second: in int8, in bf16",
+        f"{spread([one for one, _ in rates])}, {spread([other for _, other in rates])}",
+    )
 
 
 def make_theirs(folder: str, said: Sequence[Utterance], cores: int) -> Callable[[], None]:

@@ -147,9 +147,21 @@ def make_engine(model: str, said: Sequence[Utterance], times: int, size: int, la
     return work
 
 
-def _loaded(model: str) -> Engine:
-    engine = registry.create(model, "cpu")
+def make_precise(model: str, said: Sequence[Utterance], lanes: int, precision: str) -> Callable[[], None]:
+    """Loads the engine in that precision; its turn aligns everything, one by one on each lane."""
+    engine = _loaded(model, precision)
+
+    def work() -> None:
+        _seconds(engine, said, 1, lanes)
+
+    return work
+
+
+def _loaded(model: str, precision: str = "auto") -> Engine:
+    engine = registry.create(model, "cpu", precision)
     engine.load()
+    if engine.precision != precision != "auto":
+        raise RuntimeError(f"{model} does not agree in {precision}, and is computed in {engine.precision}")
     engine.warm_up()
     return engine
 

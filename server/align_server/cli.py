@@ -78,13 +78,20 @@ def _what(command: F) -> F:
             help="Where models compute; cpu keeps them off any GPU.",
         ),
         click.option(
+            "--precision",
+            type=click.Choice(["auto", "fp32", "bf16", "int8"]),
+            help="What models compute in that have a choice: auto is bf16 on CPUs that multiply it, int8 is faster "
+            "still, a little less exact, and needs a CPU with VNNI or AMX.",
+        ),
+        click.option(
             "--model",
             "models",
             multiple=True,
             metavar="NAME",
             help="A model to hold: one of those that `models` lists, ctc:FOLDER or whisper:FOLDER for a checkpoint on "
             "this machine, ctc:OWNER/NAME[@REVISION] or whisper:OWNER/NAME[@REVISION] for one of the Hugging Face hub, "
-            "which is downloaded once. May be repeated; the first is the default.",
+            "which is downloaded once; #eng,fra at its end names the languages of one with adapters. "
+            "May be repeated; the first is the default.",
         ),
         click.option(
             "--lanes",

@@ -19,6 +19,7 @@ from align_server.engines.registry import DEFAULT_MODEL, absolute
 from align_server.scheduling.memory import default_limit
 
 DEVICES = ("auto", "cpu", "cuda", "mps")
+PRECISIONS = ("auto", "fp32", "bf16", "int8")
 SMALLEST_QUEUE_MS = 600_000
 SMALLEST_CACHE_MB = 16
 FROM_ENVIRONMENT = {"preprocess_workers": "ALIGN_PREPROCESS_WORKERS", "decode_workers": "ALIGN_DECODE_WORKERS"}
@@ -39,6 +40,7 @@ class Config:
     token: str = ""  # what clients over TCP must send; from $ALIGN_TOKEN, never a flag
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     device: str = "auto"
+    precision: str = "auto"  # of models that can be computed in several
     lanes: int = 0  # batches computed at once; 0 means one per core on a CPU, one on a GPU
     preprocess_workers: int = (
         0  # threads that get segments ready; 0 means half the cores; on a CPU none, where neither is set
@@ -62,6 +64,8 @@ class Config:
     def _check_choices(self) -> None:
         if self.device not in DEVICES:
             raise ConfigError(f"device is {self.device!r}; it can be {', '.join(DEVICES)}")
+        if self.precision not in PRECISIONS:
+            raise ConfigError(f"precision is {self.precision!r}; it can be {', '.join(PRECISIONS)}")
         if not self.models:
             raise ConfigError("no model is named; leave --model out to serve the default")
         if len(set(self.models)) < len(self.models):

@@ -75,7 +75,7 @@ class Server:
         self._pools = Pools.of(config.preprocess_count(), config.decode_count())
         self._residents = Residents(
             [self._describe(name) for name in config.models],
-            make=lambda name: registry.create(name, config.device),
+            make=lambda name: registry.create(name, config.device, config.precision),
             fetch=registry.fetch,
             lanes=lambda engine: config.lane_count(engine.device),
             guard=self._guard_for,

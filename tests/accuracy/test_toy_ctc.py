@@ -16,6 +16,7 @@ from align_client import AsyncClient
 from align_client import Word as Said
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import Result, Segment, Word, WordKind
+from align_server.engines.precision import multiplies_int8
 from support import PROJECT, launch
 from toy.tones import LETTERS, RATE, Utterance, some_words, utterance
 
@@ -29,6 +30,10 @@ FOLDER: Final = PROJECT / "tests" / "toy" / "checkpoint"
 SEEDS: Final = range(2_000_000_000, 2_000_000_060)  # those of training are below 10**9
 SLOT: Final = Word("", kind=WordKind.UNKNOWN_SOUND)
 PAUSE: Final = Word("", kind=WordKind.PAUSE)
+
+INT8: Final = pytest.param(
+    "int8", marks=pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
+)
 
 Times = list[tuple[float, float]]
 
@@ -214,9 +219,13 @@ def test_company_and_order_change_no_time(engine: CtcEngine, alone: list[Result]
     assert engine.align([items[i] for i in order]) == [alone[i] for i in order]
 
 
-def test_bf16_moves_no_word_by_more_than_a_frame(exact: CtcEngine, held_out: list[Utterance]) -> None:
-    short = CtcEngine(f"ctc:{FOLDER}", FOLDER, "cpu", "bf16")
+@pytest.mark.parametrize("precision", ["bf16", INT8])
+def test_less_precision_moves_no_word_by_more_than_a_frame(
+    exact: CtcEngine, held_out: list[Utterance], precision: str
+) -> None:
+    short = CtcEngine(f"ctc:{FOLDER}", FOLDER, "cpu", precision)
     short.load()
+    assert short.precision == precision
     items = [segment(said) for said in held_out]
     moved = np.concatenate(
         [np.subtract(times(a), times(b)).ravel() for a, b in zip(short.align(items), exact.align(items), strict=True)]

@@ -15,7 +15,7 @@ import pytest
 
 from align_client import Client
 from align_client.sdk.errors import ModelUnavailable
-from checkpoints import write_checkpoint
+from checkpoints import write_adapted, write_checkpoint
 from hub_server import HubServer
 from support import ServerProcess, eventually, launch
 from whispers import write_whisper
@@ -155,6 +155,30 @@ def test_unloading_ends_a_download_and_loading_goes_on_with_it(hub: HubServer, r
         assert cli(server.socket, "load", GERMAN).returncode == 0
         assert is_aligned(server, GERMAN)
         assert hub.loaded(WEIGHTS)[-1] > 0
+    finally:
+        server.stop()
+    assert "Traceback" not in server.log
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_model_with_adapters_aligns_in_the_languages_that_its_id_names(hub: HubServer, room: Path) -> None:
+    many = "ctc:lab/many#rus,fra"
+    letters = {"eng": "abcdefghijklmnopqrstuvwxyz", "fra": "abcdefghijklmnopqrstuvwxyzé", "rus": "вдеипрту"}
+    with tempfile.TemporaryDirectory(prefix="ca-") as folder:
+        hub.add("lab/many", write_adapted(Path(folder) / "many", letters))
+    audio = np.random.default_rng(0).normal(0, 2000, RATE).astype(np.int16)
+    server = launch(room / "align.sock", *flags(SPHINX, many, "ctc:lab/many"))
+    try:
+        assert set(model(server, many).languages) == {"fra", "rus"}
+        with Client(server.address, timeout=60, model=many) as client:
+            for language, word in (("rus", "привет"), ("fra", "été")):
+                assert client.align(audio, [word], sample_rate=RATE, language=language).words[0].reason is None
+            unknown = client.align(audio, ["hello"], sample_rate=RATE, language="eng").words[0]
+        assert unknown.reason is not None
+        assert "for which the model has no adapter" in unknown.detail
+        assert "say which are wanted: lab/many#eng" in model(server, "ctc:lab/many").detail
+        loaded = [name for name in letters if hub.loaded(f"adapter.{name}.safetensors")]
+        assert loaded == ["fra", "rus"]
     finally:
         server.stop()
     assert "Traceback" not in server.log

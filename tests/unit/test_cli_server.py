@@ -14,7 +14,7 @@ from rich.console import Console
 from align_client import ModelInfo, ServerInfo
 from align_client.sdk.types import ClientLoad
 from align_server import config
-from align_server.cli import Size, main
+from align_server.cli import Size, _run_flags, main
 from align_server.tables import MOST_CLIENTS, status_table
 
 if TYPE_CHECKING:
@@ -89,6 +89,18 @@ class TestSize:
         result = CliRunner().invoke(main, ["run", "--memory-limit", "lots"])
         assert result.exit_code == 2
         assert "'lots' is no amount of memory" in result.output
+
+
+class TestPrecision:
+    def test_there_is_no_other_than_those_that_are_named(self) -> None:
+        result = CliRunner().invoke(main, ["run", "--precision", "fp16"])
+        assert result.exit_code == 2
+        assert all(name in result.output for name in ("fp16", *config.PRECISIONS))
+
+    def test_a_server_in_the_background_is_given_it(self) -> None:
+        assert _run_flags(precision="int8", device=None) == ["--precision", "int8"]
+        assert config.load(None, precision="int8").precision == "int8"
+        assert config.load(None).precision == "auto"
 
 
 class TestConfig:

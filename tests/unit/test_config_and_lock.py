@@ -25,6 +25,7 @@ class TestConfig:
         [
             ("devise = 'cpu'", "devise"),
             ("device = 'tpu'", "tpu"),
+            ("precision = 'fp16'", "fp16.*auto, fp32, bf16, int8"),
             ("device = ", "cannot read"),
             ("token = 'x'", "token"),
             ("max_queued_ms = 1000", "600000"),

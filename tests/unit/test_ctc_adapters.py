@@ -21,6 +21,7 @@ from align_server.engines.ctc.checkpoint import Checkpoint, describe
 from align_server.engines.ctc.encoder import Adapter, Encoder
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word
+from align_server.engines.precision import multiplies_int8
 from checkpoints import SPECIAL, change_json, write_adapted
 from segments import PAUSE, SLOT, segment
 
@@ -165,6 +166,16 @@ def test_bf16_is_near_fp32_in_each_language(folder: Path, engine: CtcEngine, lan
     exact = expected(folder, engine, item, language)
     (found,) = computed(near, [item])
     assert 0 < encoder.disagreement(torch.from_numpy(found), exact) < encoder.AGREEING
+
+
+@pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
+@pytest.mark.parametrize("language", ["eng", "rus"])
+def test_int8_is_near_fp32_in_each_language(folder: Path, engine: CtcEngine, language: str) -> None:
+    near = loaded(folder, "int8")
+    assert near.precision == "int8"
+    (item,) = of([language])
+    (found,), (exact,) = computed(near, [item]), computed(engine, [item])
+    assert 0 < encoder.disagreement(torch.from_numpy(found), torch.from_numpy(exact)) < encoder.AGREEING
 
 
 def test_where_bf16_does_not_agree_adapters_are_in_fp32_too(

@@ -8,15 +8,18 @@ import pytest
 import torch
 import torchaudio
 from safetensors.torch import load_file
+from structlog.testing import capture_logs
 from transformers import AutoModelForCTC
 
 from align_server.engines.ctc import encoder
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
+from align_server.engines.precision import floating, multiplies_int8
 from checkpoints import KERNELS, STRIDES, write_checkpoint
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+NEEDS_INT8 = pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
 LENGTHS = (400, 719, 720, 16_000, 16_319, 50_123)  # samples: one frame, one, two, and around whole chunks
 CLOSE = 2e-5
 
@@ -103,6 +106,48 @@ def test_bf16_is_as_near_as_the_stock_model_in_bf16() -> None:
         stock_bf16 = theirs.bfloat16()(samples[None].bfloat16())[0][0].float()
     assert ours.dtype is torch.float32
     assert 0 < (ours - exact).abs().mean() < 1.5 * (stock_bf16 - exact).abs().mean()
+
+
+@NEEDS_INT8
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("pre_norm", [False, True])
+def test_int8_is_about_as_near_as_bf16(pre_norm: bool, dtype: torch.dtype) -> None:
+    theirs = stock(pre_norm=pre_norm)
+    of = shape(group_norm=not pre_norm, pre_norm=pre_norm, bias=pre_norm)
+    weights = theirs.state_dict().__getitem__
+    short, half = Encoder(of, weights, dtype, quantised=True), Encoder(of, weights, torch.bfloat16)
+    samples = noise(40_000)
+    with torch.inference_mode():
+        exact, ours, near = theirs(samples[None])[0][0], short(samples), half(samples)
+    assert ours.dtype is torch.float32
+    assert 0 < (ours - exact).abs().mean() < 3 * (near - exact).abs().mean()
+
+
+@NEEDS_INT8
+def test_where_a_precision_does_not_agree_the_next_finer_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "finer", lambda name: {"int8": "bf16", "bf16": "fp32"}[name])
+    weights = stock(pre_norm=True).state_dict().__getitem__
+    of = shape(group_norm=False, pre_norm=True, bias=True)
+    exact = Encoder(of, weights, torch.float32)(noise(4000))
+    moved: dict[str, float] = {"int8": 1.0}
+
+    def found(logits: torch.Tensor, _exact: torch.Tensor) -> float:
+        return moved["int8"] if (logits - short).abs().max() == 0 else moved.get("bf16", 0.0)
+
+    probe = torch.randn(4000, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        short = Encoder(of, weights, floating("int8"), quantised=True)(probe)
+    monkeypatch.setattr(encoder, "disagreement", found)
+    with capture_logs() as logs:
+        assert encoder.read(of, weights, "int8")[1] == "bf16"
+    (line,) = logs
+    assert (line["event"], line["precision"]) == ("computing in a finer precision", "bf16")
+    assert line["because"] == "in int8 100% of the probability of a frame is elsewhere"
+    moved["bf16"] = 1.0
+    with torch.inference_mode():
+        found_exact, precision = encoder.read(of, weights, "int8")
+        assert precision == "fp32"
+        assert torch.equal(found_exact(noise(4000)), exact)
 
 
 def test_a_missing_tensor_is_named() -> None:

@@ -18,6 +18,7 @@ from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.engine import CtcEngine, _read_model
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
+from align_server.engines.precision import multiplies_int8
 from checkpoints import LETTERS, change_json, write_checkpoint
 from segments import PAUSE, SLOT, noise, segment
 
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 
     import numpy.typing as npt
 
+NEEDS_INT8 = pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
 FAMILIES = (
     "data2vec-audio",
     "hubert",
@@ -143,6 +145,47 @@ def test_bf16_is_near_fp32(folder: Path, engine: CtcEngine) -> None:
     assert near.precision == "bf16"
     for one, other in zip(computed(near, several()), computed(engine, several()), strict=True):
         np.testing.assert_allclose(np.exp(one), np.exp(other), rtol=0, atol=0.02)
+
+
+@NEEDS_INT8
+def test_int8_is_near_fp32_and_has_a_revision_of_its_own(folder: Path, engine: CtcEngine) -> None:
+    short = loaded(folder, "int8")
+    assert short.precision == "int8"
+    assert len({short.revision, engine.revision, loaded(folder, "bf16").revision}) == 3
+    for one, other in zip(computed(short, several()), computed(engine, several()), strict=True):
+        np.testing.assert_allclose(np.exp(one), np.exp(other), rtol=0, atol=0.03)
+
+
+@NEEDS_INT8
+def test_in_int8_a_segment_has_the_same_emissions_to_the_bit_in_any_batch_order_and_thread(folder: Path) -> None:
+    short = loaded(folder, "int8")
+    together = computed(short, several())
+    assert all(map(np.array_equal, together, [computed(short, [item])[0] for item in several()]))
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(lambda _: computed(short, several()[::-1])[::-1], range(8)):
+            assert all(map(np.array_equal, found, together))
+
+
+@NEEDS_INT8
+def test_where_int8_does_not_agree_with_fp32_it_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoder, "AGREEING", 1e-6)  # less than rounding moves
+    engine, exact = loaded(folder, "int8"), loaded(folder, "fp32")
+    assert engine.precision == "fp32"
+    assert engine.revision == exact.revision
+    assert all(map(np.array_equal, computed(engine, several()), computed(exact, several())))
+
+
+@NEEDS_INT8
+def test_in_int8_the_weights_stay_what_they_were_when_the_file_is_written_anew(copy: Path) -> None:
+    engine = loaded(copy, "int8")
+    before = engine.align(several())
+    (copy / "model.safetensors").write_bytes(b"")
+    assert engine.align(several()) == before
+
+
+def test_int8_is_refused_on_a_gpu(folder: Path) -> None:
+    with pytest.raises(EngineLoadError, match="int8 is computed on the CPU alone, not on cuda"):
+        CtcEngine("x", folder, "cuda", "int8")
 
 
 def test_warming_up_computes_whatever_the_alphabet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,13 +19,15 @@ from torchaudio.pipelines import MMS_FA as TORCHAUDIO
 from torchaudio.pipelines import Wav2Vec2FABundle
 
 from align_server.engines import registry
+from align_server.engines.ctc import encoder
 from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.bundle import MMS_FA, Bundle
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.mms import MmsEngine, read_model, ready
+from align_server.engines.ctc.quantised import Quantised
 from align_server.engines.ctc.romanise import Romaniser
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment
-from align_server.engines.precision import multiplies_bf16
+from align_server.engines.precision import multiplies_bf16, multiplies_int8
 from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
@@ -69,7 +71,12 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "torch"
 
 
-@pytest.fixture(scope="module", params=["fp32", "bf16"])
+INT8 = pytest.param(
+    "int8", marks=pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
+)
+
+
+@pytest.fixture(scope="module", params=["fp32", "bf16", INT8])
 def engine(request: pytest.FixtureRequest, home: Path) -> MmsEngine:
     assert home.is_dir()
     return loaded(precision=str(request.param))
@@ -231,7 +238,9 @@ def test_it_computes_what_torchaudio_does(exact: MmsEngine) -> None:
 def test_bf16_keeps_weights_in_half_the_memory_and_computes_nearly_the_same(exact: MmsEngine) -> None:
     half = loaded(precision="bf16")
     assert isinstance(half._model, Encoder)
-    assert next(iter(half._model._layers)).qkv.weight.dtype is torch.bfloat16
+    qkv = next(iter(half._model._layers)).qkv
+    assert not isinstance(qkv, Quantised)
+    assert qkv.weight.dtype is torch.bfloat16
     assert half._model._head.weight.dtype is torch.float32
     stock = ready(read_model(BUNDLE), torch.bfloat16)  # as it is on a GPU
     kept = {name.split(".")[0]: parameter.dtype for name, parameter in stock.named_parameters()}
@@ -242,6 +251,26 @@ def test_bf16_keeps_weights_in_half_the_memory_and_computes_nearly_the_same(exac
         error = np.abs(one - other)
         assert 0 < error.mean() < 0.1 * one.std()
         assert error.max() < one.std()
+
+
+@pytest.mark.parametrize("precision", [INT8])
+def test_int8_is_near_fp32_and_has_a_revision_of_its_own(exact: MmsEngine, precision: str) -> None:
+    short = loaded(precision=precision)
+    assert short.precision == "int8"
+    assert isinstance(short._model, Encoder)
+    layer = next(iter(short._model._layers))
+    assert all(isinstance(part, Quantised) for part in (layer.qkv, layer.out, layer.inner, layer.outer))
+    assert len({engine.revision for engine in (short, exact, loaded(precision="bf16"))}) == 3
+    assert MmsEngine("cpu", "int8", BUNDLE).revision == short.revision
+    for one, other in zip(computed(exact, several()), computed(short, several()), strict=True):
+        assert 0 < encoder.disagreement(torch.from_numpy(other), torch.from_numpy(one)) < encoder.AGREEING
+
+
+@pytest.mark.parametrize("precision", ["bf16", INT8])
+def test_a_server_hands_its_precision_on(precision: str) -> None:
+    made = registry.create("mms-fa", "cpu", precision)
+    assert isinstance(made, MmsEngine)
+    assert made.precision == precision
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -282,7 +311,9 @@ def test_precision_is_chosen_by_the_processor_unless_named(tmp_path: Path) -> No
     assert MmsEngine("cpu", bundle=BUNDLE).precision == ("bf16" if multiplies_bf16() else "fp32")
     assert MmsEngine("cuda", bundle=BUNDLE).precision == "fp32"
     assert MmsEngine("cuda", "bf16", BUNDLE).precision == "bf16"
-    with pytest.raises(EngineLoadError, match="no precision 'fp16'; there are auto, fp32 and bf16"):
+    with pytest.raises(EngineLoadError, match="int8 is computed on the CPU alone, not on cuda"):
+        MmsEngine("cuda", "int8", BUNDLE)
+    with pytest.raises(EngineLoadError, match="no precision 'fp16'; there are auto, fp32, bf16 and int8"):
         MmsEngine("cpu", "fp16", BUNDLE)
 
 

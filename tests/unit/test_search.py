@@ -116,7 +116,8 @@ def test_what_was_not_said_is_left_out_or_scores_low_and_its_neighbours_stay() -
 
 
 def test_an_utterance_that_nothing_can_say_is_not_found() -> None:
-    said, recording = [[(1, 2, 3), (4,)], [()], [(5, 6), (), (7, 8, 9)]], Recording()
+    said: list[Words] = [[(1, 2, 3), (4,)], [()], [(5, 6), (), (7, 8, 9)]]
+    recording = Recording()
     recording.silence(10)
     first = recording.say([(1, 2, 3), (4,)])
     recording.silence(10)
@@ -166,7 +167,8 @@ def test_nothing_is_found_in_nothing() -> None:
 
 
 def test_symbols_may_give_way_to_silence_where_they_are_tokens_of_ctc() -> None:
-    said, recording = [[(1, 2), (3, 4)], [(5, 6, 7)]], Recording()
+    said: list[Words] = [[(1, 2), (3, 4)], [(5, 6, 7)]]
+    recording = Recording()
     spans = []
     for words in said:
         recording.silence(50)

@@ -1,5 +1,7 @@
 """Models of the Hugging Face hub, by id: OWNER/NAME, or OWNER/NAME@REVISION for a branch, a tag or a commit.
 
+Where a model has adapters, OWNER/NAME#LANGUAGE,LANGUAGE or OWNER/NAME@REVISION#LANGUAGE,LANGUAGE names those wanted.
+
 Knows ids, revisions, which files of a checkpoint are needed and what may go wrong; one file is `hub_files`' affair.
 They are kept in the hub's own cache, which other programs share, and its settings hold: HF_HOME, HF_HUB_CACHE,
 HF_ENDPOINT, HF_TOKEN, HF_HUB_OFFLINE. huggingface_hub is imported when it is used, so that listing is quick.
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from align_server.engines.ctc.adapters import adapter_files
 from align_server.engines.engine import EngineLoadError, Progress, silent
 from align_server.engines.files import INDEX, WEIGHTS, read_json, weight_files
 from align_server.engines.hub_files import RemoteFile, storage, transport_error
@@ -33,9 +36,14 @@ TOKENIZERS: Final = ("vocab.json", "tokenizer.json")  # a checkpoint has one of 
 PICKLED: Final = (".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack")
 RECORDS: Final = "chatalign"  # the folder, beside those of the hub's cache, that says which commits are whole
 COMMIT: Final = re.compile(r"[0-9a-f]{40}")
+ADAPTER: Final = re.compile(r"adapter\.[\w-]+\.safetensors")
 DIGEST: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 # As huggingface_hub has it for ids, and git for names of branches.
-_ID: Final = re.compile(r"(?P<id>\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?)(?:@(?P<revision>\w[\w./+-]*))?", re.ASCII)
+_ID: Final = re.compile(
+    r"(?P<id>\w(?:[\w.-]{0,94}\w)?/\w(?:[\w.-]{0,94}\w)?)(?:@(?P<revision>\w[\w./+-]*))?"
+    r"(?:#(?P<languages>[\w-]+(?:,[\w-]+)*))?",
+    re.ASCII,
+)
 
 log = structlog.get_logger()
 
@@ -50,10 +58,14 @@ class _Unreached(EngineLoadError):  # noqa: N818  one kind of it
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A model on the hub. `repository` is OWNER/NAME; `revision` a branch, a tag or a commit."""
+    """A model on the hub. `repository` is OWNER/NAME; `revision` a branch, a tag or a commit.
+
+    `languages` are those whose adapters are wanted, as `adapter_files` takes them; none where a model has none.
+    """
 
     repository: str
     revision: str = MAIN
+    languages: tuple[str, ...] = ()
 
     @classmethod
     def parse(cls, text: str) -> Reference | None:
@@ -61,22 +73,34 @@ class Reference:
         found = _ID.fullmatch(text)
         if not found or "--" in found["id"] or ".." in text or found["id"].endswith(".git") or Path(text).exists():
             return None
-        return cls(found["id"], found["revision"] or MAIN)
+        languages = found["languages"].split(",") if found["languages"] else ()
+        return cls(found["id"], found["revision"] or MAIN, tuple(dict.fromkeys(languages)))
 
     def __str__(self) -> str:
-        return self.repository if self.revision == MAIN else f"{self.repository}@{self.revision}"
+        revision = "" if self.revision == MAIN else f"@{self.revision}"
+        languages = f"#{','.join(self.languages)}" if self.languages else ""
+        return f"{self.repository}{revision}{languages}"
+
+    @property
+    def branch(self) -> tuple[str, str]:
+        """What is settled on a commit, whichever the languages."""
+        return self.repository, self.revision
 
 
-_settled: dict[Reference, str] = {}  # the commit that this process has for a branch, though the branch may move on
+_settled: dict[
+    tuple[str, str], str
+] = {}  # the commit that this process has for a branch, though the branch may move on
 
 
 def snapshot(reference: Reference) -> Path | None:
     """The folder of that revision in the cache, named by its commit; None unless it is whole. Only reads the disk."""
-    commit = _settled.get(reference) or _known_commit(reference)
+    commit = _settled.get(reference.branch) or _known_commit(reference)
     if not commit:
         return None
     folder = storage(reference.repository) / "snapshots" / commit
-    is_whole = _is_recorded(reference, commit) if _record_path(reference, commit).exists() else _looks_whole(folder)
+    is_whole = (
+        _is_recorded(reference, commit) if _record_path(reference, commit).exists() else _looks_whole(folder, reference)
+    )
     return folder if is_whole else None
 
 
@@ -87,7 +111,7 @@ def fetch(reference: Reference, settings: Sequence[str], progress: Progress = si
     the hub for a commit, or by a process for a branch, that was brought before. Where the hub does not help, what the
     cache has of that revision will do, if it is whole. Raises EngineLoadError.
     """
-    commit = _settled.get(reference) or (reference.revision if COMMIT.fullmatch(reference.revision) else "")
+    commit = _settled.get(reference.branch) or (reference.revision if COMMIT.fullmatch(reference.revision) else "")
     if not (commit and _is_recorded(reference, commit)):
         try:
             commit = _brought(reference, commit or reference.revision, settings, progress)
@@ -98,7 +122,7 @@ def fetch(reference: Reference, settings: Sequence[str], progress: Progress = si
             commit = folder.name
             why = error.why if isinstance(error, _Unreached) else str(error)
             log.warning("model from the cache", model=str(reference), commit=commit, why=why)
-    _settled[reference] = commit
+    _settled[reference.branch] = commit
     return storage(reference.repository) / "snapshots" / commit
 
 
@@ -109,7 +133,8 @@ def _brought(reference: Reference, revision: str, settings: Sequence[str], progr
         files = _Listing.of(reference, revision)
         small = [name for name in ("config.json", *settings, CARD) if name in files.files]
         files.bring(small, lambda _share, what: progress(0.0, what))
-        files.bring(files.weights(), progress)
+        adapters = files.adapters()
+        files.bring([*files.weights(), *adapters], progress)
         _record(reference, files)
     except EngineLoadError:
         raise
@@ -155,6 +180,15 @@ class _Listing:
         if not parts:
             raise EngineLoadError(f"{self.reference} has an {INDEX} that names no weights")
         return parts
+
+    def adapters(self) -> list[str]:
+        """The files of the adapters that are wanted; the small files are there. Raises EngineLoadError."""
+        names = adapter_files(self.files["config.json"].path.parent, self.reference.languages, str(self.reference))
+        if missing := [name for name in names if name not in self.files]:
+            there = sorted(name for name in self.files if ADAPTER.fullmatch(name))
+            some = f"it has {', '.join(there[:5])}{', ...' if len(there) > 5 else ''}" if there else "it has none"
+            raise EngineLoadError(f"{self.reference} has no {', '.join(missing)}; {some}")
+        return list(dict.fromkeys(names))
 
     def bring(self, names: Sequence[str], progress: Progress) -> None:
         """Have these files in the cache. Progress is the share of these bytes. Raises EngineLoadError and the hub's."""
@@ -211,23 +245,34 @@ def _is_recorded(reference: Reference, commit: str) -> bool:
     folder = storage(reference.repository) / "snapshots" / commit
     try:
         sizes = read_json(_record_path(reference, commit))
-        return bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+        is_there = bool(sizes) and all((folder / name).stat().st_size == size for name, size in sizes.items())
+        return is_there and sizes.keys() >= {*adapter_files(folder, reference.languages, str(reference))}
     except (EngineLoadError, OSError):
         return False
 
 
-def _looks_whole(folder: Path) -> bool:
+def _looks_whole(folder: Path, reference: Reference) -> bool:
     """Whether another program has put into the cache what a checkpoint cannot do without."""
     try:
         weight_files(folder, "")
+        if not all((folder / name).is_file() for name in adapter_files(folder, reference.languages, str(reference))):
+            return False
     except EngineLoadError:
         return False
     return (folder / "config.json").is_file() and any((folder / name).is_file() for name in TOKENIZERS)
 
 
 def _record(reference: Reference, listing: _Listing) -> None:
-    """Write down that a commit is whole, and what the revision now is. A cache that cannot be written is no harm."""
+    """Write down that a commit is whole, and what the revision now is. A cache that cannot be written is no harm.
+
+    What was brought before, such as the adapters of other languages, stays in the record as long as it is there.
+    """
+    folder = storage(reference.repository) / "snapshots" / listing.commit
     sizes = {name: file.size for name, file in listing.wanted.items()}
+    with contextlib.suppress(OSError, EngineLoadError):
+        for name, size in read_json(_record_path(reference, listing.commit)).items():
+            if (folder / name).is_file() and (folder / name).stat().st_size == size:
+                sizes.setdefault(name, size)
     with contextlib.suppress(OSError):
         _write(_record_path(reference, listing.commit), json.dumps(sizes, indent=1))
         if reference.revision != listing.commit:

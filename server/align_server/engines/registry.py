@@ -78,7 +78,7 @@ def describe(name: str) -> ModelDescription:
     folder = _folder(name)
     if folder is None:
         return ModelDescription(name, (), "", 0, ON_HUB, transcribes, remote=True)
-    found = whisper.describe(folder) if transcribes else checkpoint.describe(folder)
+    found = whisper.describe(folder) if transcribes else checkpoint.describe(folder, _languages(reference))
     where = f"from the hub at commit {folder.name}" if reference else "read from disk"
     return ModelDescription(
         name,
@@ -100,10 +100,11 @@ def fetch(name: str, progress: Progress = silent) -> ModelDescription:
     return describe(name)
 
 
-def create(name: str, device: str) -> Engine:
+def create(name: str, device: str, precision: str = "auto") -> Engine:
     """Make the engine of that name, not yet loaded; downloads nothing.
 
-    Raises EngineLoadError for an unknown name or device, and for a model of the hub that was not fetched.
+    `precision` is auto, fp32, bf16 or int8; a model that has only one computes in that. Raises EngineLoadError for an
+    unknown name, device or precision, and for a model of the hub that was not fetched.
     """
     import torch  # noqa: PLC0415  slow to import: only a server that computes needs it
 
@@ -118,17 +119,17 @@ def create(name: str, device: str) -> Engine:
     if name == MMS:
         from align_server.engines.ctc.mms import MmsEngine  # noqa: PLC0415  imports torch and torchaudio
 
-        return MmsEngine(_best(device))
+        return MmsEngine(_best(device), precision)
     folder = _folder(name)
     if folder is None:
         raise EngineLoadError(f"{name} is {ON_HUB}")
     if name.startswith(WHISPER):
         from align_server.engines.whisper.engine import WhisperEngine  # noqa: PLC0415  imports torch
 
-        return WhisperEngine(name, folder, _best(device))
+        return WhisperEngine(name, folder, _best(device), precision)
     from align_server.engines.ctc.engine import CtcEngine  # noqa: PLC0415  imports torch and transformers
 
-    return CtcEngine(name, folder, _best(device))
+    return CtcEngine(name, folder, _best(device), precision, _languages(_reference(name)))
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -143,6 +144,11 @@ def _reference(name: str) -> hub.Reference | None:
     """What a name means on the hub; None where it means something on this machine."""
     prefix, rest = _parts(name)
     return hub.Reference.parse(rest) if prefix and not rest.endswith(openai.SUFFIX) else None
+
+
+def _languages(reference: hub.Reference | None) -> tuple[str, ...]:
+    """Those whose adapters are wanted; none where a name does not say."""
+    return reference.languages if reference else ()
 
 
 def _folder(name: str) -> Path | None:

@@ -283,7 +283,8 @@ class Residents:
                     raise _Stopped("the server is stopping")  # noqa: TRY301  among what else ends a load
                 engine = await asyncio.to_thread(self._make, name)
                 guard = self._guard(engine)
-                facts = self._learnt.facts(f"{name}, {engine.size_bytes} bytes, on {engine.device}")
+                kind = f"{engine.size_bytes} bytes, on {engine.device} in {engine.precision}"
+                facts = self._learnt.facts(f"{name}, {kind}")
                 await self._make_room(guard, facts.resident_bytes or int(LOAD_FACTOR * engine.size_bytes), resident)
                 before = guard.memory.used()
                 await asyncio.to_thread(engine.load, progress)

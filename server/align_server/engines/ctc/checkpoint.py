@@ -18,7 +18,7 @@ from align_server.engines.engine import SAMPLE_RATE, EngineLoadError, Progress
 from align_server.engines.files import WEIGHTS, read_config, read_json, verify, weight_files
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
 DECODER_VERSION: Final = 2  # raised with every change that can change a time or a score
@@ -66,13 +66,16 @@ class Description:
     size_bytes: int
 
 
-def describe(folder: Path) -> Description:
-    """What can be said of the checkpoint in `folder` without reading its weights; does not raise."""
+def describe(folder: Path, languages: Sequence[str] = ()) -> Description:
+    """What can be said of the checkpoint in `folder` without reading its weights; does not raise.
+
+    `languages` are those whose adapters are wanted; all that are there, where none is named.
+    """
     adapters = None
     size = 0
     with contextlib.suppress(EngineLoadError, OSError):
         size = sum(path.stat().st_size for path in weight_files(folder, _convert(folder)))
-        adapters = Adapters.find(folder, read_config(folder, "ctc:FOLDER"))
+        adapters = Adapters.find(folder, read_config(folder, "ctc:FOLDER"), languages)
         size += adapters.held_bytes if adapters else 0
     return Description(adapters.codes if adapters else (), _licence(folder / "README.md"), size)
 
@@ -151,8 +154,11 @@ class Checkpoint:
     others: tuple[Path, ...]
 
     @classmethod
-    def read(cls, folder: Path) -> Checkpoint:
-        """Read the checkpoint in `folder`, its weights aside. Raises EngineLoadError."""
+    def read(cls, folder: Path, languages: Sequence[str] = ()) -> Checkpoint:
+        """Read the checkpoint in `folder`, its weights aside, with the adapters for `languages`, or all that are there.
+
+        Raises EngineLoadError.
+        """
         config = read_config(folder, "ctc:FOLDER")
         _check_architecture(folder / "config.json", config)
         try:
@@ -174,7 +180,7 @@ class Checkpoint:
             balance=frames,
             config=config,
             weights=weight_files(folder, _convert(folder)),
-            adapters=Adapters.find(folder, config),
+            adapters=Adapters.find(folder, config, languages),
             others=tuple(path for name in SETTINGS if (path := folder / name).is_file()),
         )
 

@@ -18,8 +18,9 @@ import structlog
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
+from align_server.engines.ctc.quantised import Quantised
 from align_server.engines.engine import SAMPLE_RATE
-from align_server.engines.precision import PRECISIONS
+from align_server.engines.precision import INT8, finer, floating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
 STEP: Final = 10  # the last ones are rounded up to so many: oneDNN compiles code for every new shape, for 0.4 ms each
-AGREEING: Final = 0.1  # of a frame's probability that may be elsewhere in bf16; see `disagreement`
+AGREEING: Final = 0.1  # of a frame's probability that may be elsewhere in bf16 or int8; see `disagreement`
 NARROW: Final = 16  # channels: in bf16 oneDNN miscomputes convolutions whose groups have fewer, on CPUs with AMX
 SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
 
@@ -57,21 +58,24 @@ class Shape:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Affine:
-    """A weight, [out, in] or [channels], and its bias."""
+    """A weight, [out, in] or [channels], and its bias. Called, it is a linear map of the last dimension."""
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     """One transformer layer; `qkv` makes queries, keys and values in one product."""
 
-    qkv: _Affine
-    out: _Affine
+    qkv: _Affine | Quantised
+    out: _Affine | Quantised
     norm: _Affine
-    inner: _Affine
-    outer: _Affine
+    inner: _Affine | Quantised
+    outer: _Affine | Quantised
     final_norm: _Affine
 
 
@@ -118,12 +122,16 @@ class _Reread:
 class Encoder(torch.nn.Module):
     """A model with its weights in `dtype`, those of the last layer in float32. Any number of threads may share one.
 
+    Where it is `quantised`, the four products of each transformer layer, which are most of the work, are in int8.
+
     `weights` gives a tensor by its name in torchaudio; see `torchaudio_name` for those of transformers. It is asked for
     one tensor at a time, so that no more than one is in memory twice. Raises KeyError where it has none of a name.
     Where layers are not kept, each is read again whenever it is needed.
     """
 
-    def __init__(self, shape: Shape, weights: Weights, dtype: torch.dtype, *, keep_layers: bool = True) -> None:
+    def __init__(
+        self, shape: Shape, weights: Weights, dtype: torch.dtype, *, keep_layers: bool = True, quantised: bool = False
+    ) -> None:
         super().__init__()
         self._shape = shape
         self._dtype = dtype
@@ -134,16 +142,17 @@ class Encoder(torch.nn.Module):
         def affine(name: str) -> _Affine:
             return _affine(weights, name, dtype)
 
+        def linear(weight: torch.Tensor, bias: torch.Tensor) -> _Affine | Quantised:
+            return Quantised(weight, bias) if quantised else _Affine(_own(weight, dtype), _own(bias, dtype))
+
         def layer(name: str) -> _Layer:
             parts = [f"{name}.attention.{part}_proj" for part in "qkv"]
             return _Layer(
-                qkv=_Affine(
-                    *(_own(torch.cat([weights(f"{p}.{kind}") for p in parts]), dtype) for kind in ("weight", "bias"))
-                ),
-                out=affine(f"{name}.attention.out_proj"),
+                qkv=linear(*map(torch.cat, zip(*(_pair(weights, part) for part in parts), strict=True))),
+                out=linear(*_pair(weights, f"{name}.attention.out_proj")),
                 norm=affine(f"{name}.layer_norm"),
-                inner=affine(f"{name}.feed_forward.intermediate_dense"),
-                outer=affine(f"{name}.feed_forward.output_dense"),
+                inner=linear(*_pair(weights, f"{name}.feed_forward.intermediate_dense")),
+                outer=linear(*_pair(weights, f"{name}.feed_forward.output_dense")),
                 final_norm=affine(f"{name}.final_layer_norm"),
             )
 
@@ -180,7 +189,7 @@ class Encoder(torch.nn.Module):
         adapter = adapter or self._adapter
         shape = self._shape
         x = self._front_end(samples.to(self._dtype))
-        x = _linear(self._normalise(x, self._input_norm), self._projection)
+        x = self._projection(self._normalise(x, self._input_norm))
         x = x + self._positions(x)
         if not shape.pre_norm:
             x = self._normalise(x, self._norm)
@@ -189,13 +198,13 @@ class Encoder(torch.nn.Module):
                 x = x + self._attention(self._normalise(x, layer.norm), layer)
                 x = x + _feed_forward(self._normalise(x, layer.final_norm), layer)
                 if step is not None:
-                    x = x + _linear(F.relu(_linear(self._normalise(x, step.norm), step.down)), step.up)
+                    x = x + step.up(F.relu(step.down(self._normalise(x, step.norm))))
             else:
                 x = self._normalise(x + self._attention(x, layer), layer.norm)
                 x = self._normalise(x + _feed_forward(x, layer), layer.final_norm)
         if shape.pre_norm:
             x = self._normalise(x, self._norm)
-        return _linear(x.float(), adapter.head if adapter else self._head)
+        return (adapter.head if adapter else self._head)(x.float())
 
     def _front_end(self, samples: torch.Tensor) -> torch.Tensor:
         """Frames, shape [frames, channels], computed CHUNK at a time; what is added to round up is taken off again."""
@@ -254,7 +263,7 @@ class Encoder(torch.nn.Module):
         """Self-attention, in blocks that fit a cache: 2.5 times as fast as PyTorch's own at 15 s of audio."""
         frames, width = x.shape
         size = width // self._shape.heads
-        q, k, v = _linear(x, layer.qkv).view(frames, 3, self._shape.heads, size).permute(1, 2, 0, 3).contiguous()
+        q, k, v = layer.qkv(x).view(frames, 3, self._shape.heads, size).permute(1, 2, 0, 3).contiguous()
         heard = torch.empty_like(q)
         keys = k.transpose(1, 2)
         heads = max(1, SCORES // frames**2)  # at a time
@@ -265,25 +274,31 @@ class Encoder(torch.nn.Module):
             for row in range(0, frames, rows):
                 to = slice(row, row + rows)
                 heard[here, to] = torch.bmm(torch.bmm(q[here, to], keys[here]).softmax(-1), v[here])
-        return _linear(heard.transpose(0, 1).reshape(frames, width), layer.out)
+        return layer.out(heard.transpose(0, 1).reshape(frames, width))
 
 
 def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
-    """A model for inference, and the precision that it has: fp32 instead of bf16 where the two do not agree.
+    """A model for inference, and the precision that it has: a finer one than `precision` where it has to be.
 
-    A quarter of a second of noise is computed in both; in fp32 with one layer in memory at a time. Raises KeyError as
-    Encoder does.
+    A quarter of a second of noise is also computed in fp32, with one layer in memory at a time; int8 and bf16 have to
+    agree with that. Raises KeyError as Encoder does, and EngineLoadError as Quantised.
     """
-    encoder = Encoder(shape, weights, PRECISIONS[precision])
-    if precision == "fp32":
-        return encoder, precision
     noise = torch.randn(SAMPLE_RATE // 4, generator=torch.Generator().manual_seed(0))
-    with torch.inference_mode():
-        moved = disagreement(encoder(noise), Encoder(shape, weights, torch.float32, keep_layers=False)(noise))
-    if moved <= AGREEING:
-        return encoder, precision
-    log.warning("computing in fp32", because=f"in {precision} {moved:.0%} of the probability of a frame is elsewhere")
-    return Encoder(shape, weights, torch.float32), "fp32"
+    exact: torch.Tensor | None = None
+    while True:
+        encoder = Encoder(shape, weights, floating(precision), quantised=precision == INT8)
+        if precision == "fp32":
+            return encoder, precision
+        with torch.inference_mode():
+            if exact is None:
+                exact = Encoder(shape, weights, torch.float32, keep_layers=False)(noise)
+            moved = disagreement(encoder(noise), exact)
+        if moved <= AGREEING:
+            return encoder, precision
+        because = f"in {precision} {moved:.0%} of the probability of a frame is elsewhere"
+        precision = finer(precision)
+        del encoder  # before the next takes memory
+        log.warning("computing in a finer precision", precision=precision, because=because)
 
 
 def disagreement(logits: torch.Tensor, exact: torch.Tensor) -> float:
@@ -307,7 +322,12 @@ def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 def _affine(weights: Weights, name: str, dtype: torch.dtype) -> _Affine:
-    return _Affine(*(_own(weights(f"{name}.{kind}"), dtype) for kind in ("weight", "bias")))
+    return _Affine(*(_own(tensor, dtype) for tensor in _pair(weights, name)))
+
+
+def _pair(weights: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    """A weight and its bias."""
+    return weights(f"{name}.weight"), weights(f"{name}.bias")
 
 
 def torchaudio_name(name: str, family: str) -> str:
@@ -334,12 +354,8 @@ def _normalised(weights: Weights, name: str) -> torch.Tensor:
     return direction.mul(length.float() / torch.linalg.vector_norm(direction, dim=(0, 1), keepdim=True))
 
 
-def _linear(x: torch.Tensor, affine: _Affine) -> torch.Tensor:
-    return F.linear(x, affine.weight, affine.bias)
-
-
 def _feed_forward(x: torch.Tensor, layer: _Layer) -> torch.Tensor:
-    return _linear(F.gelu(_linear(x, layer.inner)), layer.outer)
+    return layer.outer(F.gelu(layer.inner(x)))
 
 
 def _convolve(x: torch.Tensor, convolution: _Affine, kernel: int, stride: int) -> torch.Tensor:

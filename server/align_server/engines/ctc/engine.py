@@ -22,7 +22,7 @@ from align_server.engines.ctc.languages import Languages
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Segment, Word, probe, silent
-from align_server.engines.precision import PRECISIONS, chosen
+from align_server.engines.precision import chosen, floating
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -46,19 +46,23 @@ class CtcEngine(CtcAligner):
     `name` is what users call it, `device` cpu, cuda or mps. Raises EngineLoadError for what the folder's small files
     show to be wrong; `load` does so for the weights.
 
-    On the CPU wav2vec2 and HuBERT are computed by our own encoder, in `precision`: fp32, bf16, or auto, which is bf16
-    where the CPU multiplies it in hardware. Everything else is computed by transformers in fp32; there segments are
-    padded and masked where the model's front end has layer norm; group norm would see the padding.
+    On the CPU wav2vec2 and HuBERT are computed by our own encoder, in `precision`: fp32, bf16, int8, or auto, which is
+    bf16 where the CPU multiplies it in hardware. Everything else is computed by transformers in fp32; there segments
+    are padded and masked where the model's front end has layer norm; group norm would see the padding.
 
     A checkpoint with adapters is computed on the CPU alone, each segment in the language that most of its words are in:
     spelled in that language's vocabulary, heard with its adapter. A word of a language without one gets no time.
+    `languages` are those whose adapters are served; all that are in the folder, where none is named.
     """
 
-    def __init__(self, name: str, folder: Path, device: str, precision: str = "auto") -> None:
-        self._checkpoint = checkpoint = Checkpoint.read(folder)
+    def __init__(
+        self, name: str, folder: Path, device: str, precision: str = "auto", languages: Sequence[str] = ()
+    ) -> None:
+        self._checkpoint = checkpoint = Checkpoint.read(folder, languages)
         adapters = checkpoint.adapters
         self._shape = _shape(checkpoint.config, adapted=adapters is not None) if device == "cpu" else None
-        self._precision = chosen(precision, device) if self._shape else "fp32"
+        wanted = chosen(precision, device)
+        self._precision = wanted if self._shape else "fp32"
         self._languages: Languages | None = None
         if adapters is None:
             self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
@@ -77,7 +81,7 @@ class CtcEngine(CtcAligner):
 
     @property
     def precision(self) -> str:
-        """What all but the last layer computes in: fp32 or bf16."""
+        """What most of it computes in: fp32, bf16 or int8."""
         return self._precision
 
     @property
@@ -109,7 +113,7 @@ class CtcEngine(CtcAligner):
         else:
             self._model, self._precision = _own(model, self._shape, self._checkpoint, self._precision)
         if self._languages:
-            self._languages.open(sums, PRECISIONS[self._precision])
+            self._languages.open(sums, floating(self._precision))
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:

@@ -22,7 +22,7 @@ from align_server.engines.ctc.checkpoint import DECODER_VERSION
 from align_server.engines.ctc.encoder import Shape
 from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Word, silent
-from align_server.engines.precision import PRECISIONS, chosen
+from align_server.engines.precision import chosen, floating
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,9 +38,9 @@ DOWNLOADING, CHECKING, READING = 0.7, 0.8, 0.9  # how far loading is after each
 class MmsEngine(CtcAligner):
     """A wav2vec2 model as torchaudio publishes it; the weights are downloaded into torch's cache where they lack.
 
-    `precision` is fp32, bf16, or auto: bf16 on a CPU that multiplies it in hardware, fp32 elsewhere.
-    Then all but the last layer and the softmax, which are in fp32, is in bf16. Raises EngineLoadError for a precision
-    that there is not.
+    `precision` is fp32, bf16, int8, or auto: bf16 on a CPU that multiplies it in hardware, fp32 elsewhere.
+    In bf16 all but the last layer and the softmax, which are in fp32, is in bf16; in int8 most of that is in int8.
+    Raises EngineLoadError for a precision that there is not, or not on this device.
 
     The model has no token between words, and says a letter in few frames, at its beginning rather than its end. So a
     word ends in the middle of the blanks that follow, but at most LONGEST_TAIL_MS after its last letter: as long as
@@ -64,7 +64,7 @@ class MmsEngine(CtcAligner):
 
     @property
     def precision(self) -> str:
-        """What all but the last layer computes in: fp32 or bf16."""
+        """What most of it computes in: fp32, bf16 or int8."""
         return self._precision
 
     @property
@@ -100,7 +100,7 @@ class MmsEngine(CtcAligner):
             weights = model.state_dict().__getitem__
             self._model, self._precision = encoder.read(_shape(self._bundle), weights, self._precision)
         else:
-            self._model = ready(model, PRECISIONS[self._precision]).to(self.device)
+            self._model = ready(model, floating(self._precision)).to(self.device)
         progress(READING, "reading the tables of uroman")
         romanise.load()
         progress(1.0, "loaded")
@@ -117,7 +117,7 @@ class MmsEngine(CtcAligner):
     def _emissions(
         self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
-        features, frames = model.get_submodule("feature_extractor")(samples.to(PRECISIONS[self._precision]), lengths)
+        features, frames = model.get_submodule("feature_extractor")(samples.to(floating(self._precision)), lengths)
         hidden = model.get_submodule("encoder")(features, frames)
         logits: torch.Tensor = model.get_submodule("aux")(hidden.float())
         return logits.log_softmax(-1).cpu()

@@ -28,7 +28,7 @@ from align_server.engines.engine import (
     WordTiming,
     silent,
 )
-from align_server.engines.precision import PRECISIONS, chosen
+from align_server.engines.precision import INT8, chosen, finer, floating
 from align_server.engines.whisper import openai
 from align_server.engines.whisper.align import first_frames
 from align_server.engines.whisper.checkpoint import Checkpoint
@@ -124,7 +124,8 @@ class _Heard:
 class WhisperEngine(Engine):
     """A Whisper checkpoint on disk, as transformers or as OpenAI writes it. Nothing is ever downloaded.
 
-    `name` is what users call it, `path` a folder or a .pt, `device` cpu, cuda or mps, `precision` fp32, bf16 or auto.
+    `name` is what users call it, `path` a folder or a .pt, `device` cpu, cuda or mps, `precision` fp32, bf16 or auto;
+    for int8, which it has not, it takes what auto is.
     Raises EngineLoadError for what the small files show to be wrong; `load` does so for the weights. A .pt is
     converted here, the first time, which takes as long as writing its weights.
 
@@ -151,7 +152,8 @@ class WhisperEngine(Engine):
         self._revision = ""
         self._name = name
         self._device = device
-        self._precision = chosen(precision, device)  # in bf16 no word of speech/ae moves by over a frame
+        wanted = chosen(precision, device)  # in bf16 no word of speech/ae moves by over a frame
+        self._precision = finer(INT8) if wanted == INT8 else wanted
 
     @property
     def name(self) -> str:
@@ -208,7 +210,7 @@ class WhisperEngine(Engine):
         """Check the files against SHA256SUMS, if there is one, and read the weights. Raises EngineLoadError."""
         self._revision = self._verified(lambda share, what: progress(CHECKING * share, what))
         progress(CHECKING, "reading the weights")
-        self._model = _read_model(self._checkpoint, PRECISIONS[self._precision]).to(self.device)
+        self._model = _read_model(self._checkpoint, floating(self._precision)).to(self.device)
         progress(1.0, "loaded")
 
     def _verified(self, progress: Progress) -> str:
