@@ -57,7 +57,7 @@ def utterances() -> list[Utterance]:
     """Every recording there is, by set; the examples' segments where there are no sets."""
     if not has_corpora():
         return list(_of_examples())
-    return [utterance for name in SETS for utterance in _of_set(CORPORA / "speech" / name)]
+    return [utterance for name in SETS for utterance in of_set(CORPORA / "speech" / name)]
 
 
 def grouped(seconds: float, said: Sequence[Utterance]) -> list[Utterance]:
@@ -132,7 +132,8 @@ def conversation(path: Path, said: Sequence[Utterance], seconds: float, *, first
     return Conversation(path, written / SAMPLE_RATE, len(lines))
 
 
-def _of_set(folder: Path) -> Iterator[Utterance]:
+def of_set(folder: Path) -> Iterator[Utterance]:
+    """The recordings of a folder with a manifest."""
     for entry in json.loads((folder / "manifest.json").read_text(encoding="utf-8")):
         words = re.findall(r"[a-z]+(?:'[a-z]+)*", entry["text"].lower().replace("\N{RIGHT SINGLE QUOTATION MARK}", "'"))
         yield Utterance(entry["id"], read(folder / entry["audio"]), tuple(words))

@@ -10,6 +10,7 @@ import contextlib
 import json
 import re
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from align_client.files import Job
     from align_client.progress import Lines
     from align_client.recognition import Recording
+    from align_client.records import Records
     from align_client.report import FileReport
+    from align_client.sdk.async_client import AsyncClient
     from align_client.sdk.types import AlignResult
 
 INCOMPLETE = 1
@@ -74,6 +77,15 @@ def main() -> None:
 @media_dir
 @click.option("--jobs", type=click.IntRange(1, 64), default=4, show_default=True, help="Files worked on at once.")
 @click.option("--no-wor", is_flag=True, help="Only add missing time bullets; write no %wor tiers.")
+@click.option("--force", is_flag=True, help="Also do those again whose results are there and right.")
+@click.option("--redo", is_flag=True, help="Also replace %wor tiers that are whole, corrected by hand or not.")
+@click.option(
+    "--utr",
+    type=click.Choice(["auto", "off"]),
+    default="auto",
+    show_default=True,
+    help="Utterances without a time bullet: look for them in the recording, or leave them.",
+)
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was and was not aligned, as JSON."
 )
@@ -88,23 +100,37 @@ def align(
     media_dirs: tuple[Path, ...],
     jobs: int,
     no_wor: bool,
+    force: bool,
+    redo: bool,
+    utr: str,
     report: Path | None,
 ) -> None:
     """Align transcripts and write them with word times.
 
     INPUT is a .cha file, a folder, or @list.txt with one of these a line. Nothing but time bullets and %wor tiers
     changes in a file.
+
+    A result that is there is left as it is, unless it, its transcript, the recording, the model or the options have
+    changed since: a run that was broken off goes on where it stopped. An utterance whose %wor tier has a time for
+    each of its words keeps it.
     """
     from align_client import corpus
+    from align_client.records import Records
+    from align_client.sdk.async_client import AsyncClient
 
     if (out is None) == (not in_place):
         raise click.UsageError("say where the results go: either -o OUT or --in-place")
     work = _jobs(inputs, out, media_dirs)
     _map_large_buffers()
-    options = corpus.Options(wor=not no_wor, media_dirs=media_dirs, jobs=jobs)
-    with _progress(len(work)) as progress:
-        reports = asyncio.run(_align(work, options, progress, address, model, start_server=start_server))
-    _finish(reports, report)
+    options = corpus.Options(wor=not no_wor, media_dirs=media_dirs, jobs=jobs, force=force, redo=redo, utr=utr)
+    started = time.monotonic()
+    with Records() as records:
+        with _progress(len(work)) as progress:
+            client = AsyncClient(address, model=model)
+            reports = asyncio.run(_align(work, options, progress, records, client, start_server=start_server))
+        if records.warning:
+            click.echo(f"warning: {records.warning}", err=True)
+    _finish(reports, report, time.monotonic() - started)
 
 
 @main.command()
@@ -118,11 +144,12 @@ def check(*, inputs: tuple[str, ...], media_dirs: tuple[Path, ...], report: Path
 
     work = _jobs(inputs, None, media_dirs)
     reports = []
+    started = time.monotonic()
     for job in work:
         found = corpus.inspect(job.source, corpus.Options(media_dirs=media_dirs))
         reports.append(found)
         click.echo(findings(found))
-    _write_report(reports, report)
+    _write_report(reports, report, time.monotonic() - started)
     sys.exit(0 if all(found.is_complete for found in reports) else INCOMPLETE)
 
 
@@ -275,22 +302,21 @@ async def _align(
     work: Sequence[Job],
     options: Any,
     progress: Lines,
-    address: str | None,
-    model: str | None,
+    records: Records,
+    client: AsyncClient,
     *,
     start_server: bool,
 ) -> list[FileReport]:
     from align_client.corpus import Corpus
-    from align_client.sdk.async_client import AsyncClient
     from align_client.sdk.errors import AlignError
 
-    async with AsyncClient(address, model=model) as client:
+    async with client:
         try:
             await _reach(client, start_server=start_server)
-            await _check_model(client, model)
+            await _check_model(client, client.model)
         except AlignError as error:
             _no_server(error)
-        return await Corpus(client, options, progress).run(work)
+        return await Corpus(client, options, progress, records).run(work)
 
 
 async def _words(
@@ -407,26 +433,28 @@ def _progress(files: int) -> Lines:
     return Bars(console, files) if console.is_terminal else Lines(console, files)
 
 
-def _finish(reports: Sequence[FileReport], path: Path | None) -> None:
-    """Say what was not aligned, write the report, and exit."""
+def _finish(reports: Sequence[FileReport], path: Path | None, seconds: float) -> None:
+    """Say what was not aligned, write the report, and exit; `seconds` is what the run took."""
     from align_client.report import complaints
+    from align_client.summary import print_summary
 
     for report in reports:
         for line in complaints(report.source, [*report.left_alone, *report.missing], report.warnings):
             click.echo(line, err=True)
-    _write_report(reports, path)
+    print_summary(reports, seconds)
+    _write_report(reports, path, seconds)
     if any(report.no_server for report in reports):
         sys.exit(NO_SERVER)
     sys.exit(0 if all(report.is_complete for report in reports) else INCOMPLETE)
 
 
-def _write_report(reports: Sequence[FileReport], path: Path | None) -> None:
+def _write_report(reports: Sequence[FileReport], path: Path | None, seconds: float) -> None:
     from align_client.report import write_report
 
     if path is None:
         return
     try:
-        write_report(reports, path)
+        write_report(reports, path, seconds)
     except OSError as error:
         raise click.ClickException(f"cannot write the report {path}: {error.strerror}") from error
 

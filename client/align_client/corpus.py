@@ -6,10 +6,12 @@ Stands above chat, media, plan and the SDK. One file's trouble is that file's: t
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import functools
+import importlib.metadata
 import time
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Final
 
 from align_client.chat.document import Document, NotChatError, UtteranceTimes
 from align_client.chat.words import ItemKind
@@ -17,30 +19,48 @@ from align_client.files import Job, write_atomically
 from align_client.media.errors import MediaError
 from align_client.media.locate import find_media
 from align_client.media.stream import cut_in_thread, duration_ms
-from align_client.plan import Plan, Planned, collect, past_end, plan
+from align_client.plan import Part, Plan, Planned, collect, past_end, plan
 from align_client.progress import Progress, Silent
+from align_client.recovery import GOOD_FIT, LEAST_FIT, UTR, Recovered, recover, stretches
 from align_client.report import FileReport, Note, Status
+from align_client.reuse import keeps_wor
 from align_client.sdk.errors import AlignError, ServerUnavailable
+from align_client.sdk.types import MissingReason
+from align_client.unchanged import Ledger, Origin, Recording, digest
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from align_client.chat.document import Utterance
+    from align_client.records import Records
     from align_client.sdk.async_client import AsyncClient
     from align_client.sdk.stream import AlignStream
-    from align_client.sdk.types import WordTiming
+    from align_client.sdk.types import SegmentTimings, WordTiming
 
 __all__ = ["Corpus", "FileReport", "Job", "Options", "Status", "inspect"]
+
+OF_THE_SERVER: Final = {MissingReason.ENGINE_FAILED, MissingReason.REFUSED}  # another time it may do better
 
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How files are aligned. `jobs` is how many are worked on at once."""
+    """How files are aligned. `jobs` is how many are worked on at once.
+
+    Where `force`, outputs that are right already are made again, too; where `redo`, %wor tiers that are whole. `utr`
+    says how utterances without a time are found: see UTR.
+    """
 
     wor: bool = True
     media_dirs: tuple[Path, ...] = ()
     jobs: int = 4
+    force: bool = False
+    redo: bool = False
+    utr: str = UTR[0]
+
+    def that_matter(self) -> dict[str, Any]:
+        """Those that an output depends on. Where the recording is found is seen by which it is."""
+        return {name: value for name, value in asdict(self).items() if name not in {"media_dirs", "jobs", "force"}}
 
 
 @dataclass(slots=True)
@@ -49,9 +69,14 @@ class _Work:
 
     document: Document
     report: FileReport
+    origin: Origin
     segments: tuple[Planned, ...] = ()
     media: Path | None = None
-    answers: list[tuple[Planned, asyncio.Future[tuple[WordTiming, ...]]]] = field(default_factory=list)
+    kept: set[int] = field(default_factory=set)  # utterances that keep their %wor
+    answers: list[tuple[Planned, asyncio.Future[SegmentTimings]]] = field(default_factory=list)
+    is_for_good: bool = True  # whether another run could do no better
+    untimed: dict[int, str] = field(default_factory=dict)  # to be looked for, and why it has no time
+    recovered: Recovered = field(default_factory=Recovered)
     lost: dict[int, str] = field(default_factory=dict)  # utterance to why the recording has no audio for it
 
     def utterance(self, index: int) -> Utterance:
@@ -64,13 +89,39 @@ class _Work:
         self.report.words += _word_count(utterance)
 
 
-class Corpus:
-    """Aligns files through one client; the model is the client's."""
+class _Stream:
+    """The stream to the server, opened when there is something to send: to open one loads the model."""
 
-    def __init__(self, client: AsyncClient, options: Options, progress: Progress | None = None) -> None:
+    def __init__(self, client: AsyncClient, stack: contextlib.AsyncExitStack) -> None:
+        self._client = client
+        self._stack = stack
+        self._stream: AlignStream | None = None
+
+    async def open(self) -> AlignStream:
+        if self._stream is None:
+            self._stream = self._client.stream()
+            await self._stack.enter_async_context(self._stream)
+        return self._stream
+
+
+class Corpus:
+    """Aligns files through one client; the model is the client's.
+
+    With `records` an output that is right already is left as it is, and its report repeated.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        options: Options,
+        progress: Progress | None = None,
+        records: Records | None = None,
+    ) -> None:
         self._client = client
         self._options = options
         self._progress = progress or Silent()
+        self._ledger = None if records is None else Ledger(records, options.media_dirs)
+        self._settings: dict[str, Any] | None = None  # what outputs depend on, as far as it is known
         self._longest_ms: int | None = None
 
     async def run(self, jobs: Sequence[Job]) -> list[FileReport]:
@@ -79,21 +130,66 @@ class Corpus:
         Raises AlignError where no server of our version answers to begin with.
         """
         self._longest_ms = int((await self._client.info()).max_segment_s * 1000) or None
+        if self._ledger is not None:
+            self._settings = await self._known_settings(load=True)
         places = asyncio.Semaphore(self._options.jobs)
-        async with self._client.stream() as stream:
+        async with contextlib.AsyncExitStack() as stack:
+            stream = _Stream(self._client, stack)
 
             async def one(job: Job) -> FileReport:
                 async with places:
-                    return await self._file(job, stream)
+                    return await self._unchanged(job) or await self._file(job, stream)
 
             return list(await asyncio.gather(*(one(job) for job in jobs)))
 
-    async def _file(self, job: Job, stream: AlignStream) -> FileReport:
+    async def _unchanged(self, job: Job) -> FileReport | None:
+        """The report of an output that is right as it is."""
+        if self._ledger is None or self._settings is None or self._options.force:
+            return None
+        report = await asyncio.to_thread(self._ledger.unchanged, job, self._settings)
+        if report is not None:
+            self._progress.finished(report)
+        return report
+
+    async def _keep(self, work: _Work, data: bytes) -> None:
+        """Record an output as right, unless the server was another when it was done than when it was begun."""
+        if self._ledger is None or not work.is_for_good:
+            return
+        settings = await self._known_settings()
+        if settings is not None and self._settings in (None, settings):
+            await asyncio.to_thread(self._ledger.keep, work.report, work.origin, data, settings)
+
+    async def _known_settings(self, *, load: bool = False) -> dict[str, Any] | None:
+        """What outputs depend on besides their files; None where the server does not say.
+
+        A server knows the revision of a model only once it is loaded: with `load` it is asked to.
+        """
+        try:
+            info, models = await self._client.info(), await self._client.models()
+            wanted = self._client.model
+            model = next((row for row in models if row.name == wanted or (row.is_default and not wanted)), None)
+            if model is not None and load and not model.revision:
+                model = await self._client.load_model(model.name)
+        except AlignError:
+            return None
+        if model is None or not model.revision:
+            return None
+        return {
+            "model": model.name,
+            "revision": model.revision,
+            "longest_ms": int(info.max_segment_s * 1000),
+            "versions": [importlib.metadata.version("chatalign"), info.version],
+            **self._options.that_matter(),
+        }
+
+    async def _file(self, job: Job, stream: _Stream) -> FileReport:
         started = time.monotonic()
         report = FileReport(job.source, job.target)
         work: _Work | None = None
+        data = b""
         try:
             work = await asyncio.to_thread(_prepare, report, self._options, self._longest_ms)
+            await self._recover(work)
             self._progress.started(job.source, len(work.segments), sum(map(_seconds, work.segments)))
             await self._submit(work, stream)
             data = await self._result(work)
@@ -111,14 +207,29 @@ class Corpus:
         finally:
             for _, answer in work.answers if work else ():
                 answer.cancel()
-        report.settle()
         report.seconds = time.monotonic() - started
+        report.settle()
+        if work is not None and not report.error:
+            await self._keep(work, data)
         self._progress.finished(report)
         return report
 
-    async def _submit(self, work: _Work, stream: AlignStream) -> None:
+    async def _recover(self, work: _Work) -> None:
+        """Look for the utterances without a time, and plan anew with what was found."""
+        if work.media is None or not work.untimed:
+            return
+        utterances = work.document.utterances
+        length_ms = await asyncio.to_thread(duration_ms, work.media)
+        work.recovered = found = await recover(self._client, work.media, stretches(utterances, work.untimed, length_ms))
+        draft = plan(utterances, duration_ms=length_ms, longest_ms=self._longest_ms, recovered=found.places)
+        work.segments = _wanted(draft, work, self._options)
+        for index, why in work.untimed.items():
+            if index in draft.skipped or index not in found.places:
+                work.leave_alone(index, found.refused.get(index) or draft.skipped.get(index, why))
+
+    async def _submit(self, work: _Work, stream: _Stream) -> None:
         """Cut the recording once, front to back, and send each segment as soon as there is room for it."""
-        if work.media is None:
+        if work.media is None or not work.segments:
             return
         waiting = list(reversed(work.segments))
         try:
@@ -130,7 +241,7 @@ class Corpus:
                         if why or not len(piece.pcm):
                             work.lost[part.utterance] = why or "the recording ends before it"
                 if len(piece.pcm):
-                    answer = await stream.submit(piece.pcm, segment.words)
+                    answer = await (await stream.open()).submit(piece.pcm, segment.words)
                     answer.add_done_callback(functools.partial(self._advance, work.report, segment))
                     work.answers.append((segment, answer))
         except MediaError as error:
@@ -140,7 +251,7 @@ class Corpus:
             for segment in waiting:
                 work.lost |= {part.utterance: str(error) for part in segment.parts}
 
-    def _advance(self, report: FileReport, segment: Planned, answer: asyncio.Future[tuple[WordTiming, ...]]) -> None:
+    def _advance(self, report: FileReport, segment: Planned, answer: asyncio.Future[SegmentTimings]) -> None:
         if not answer.cancelled() and answer.exception() is None:
             self._progress.advanced(report.source, _seconds(segment))
 
@@ -150,33 +261,65 @@ class Corpus:
         for segment, answer in work.answers:
             timings = await answer
             work.report.audio_s += _seconds(segment)
+            work.is_for_good &= not any(timing.reason in OF_THE_SERVER for timing in timings)
             collected = collect(segment, [_milliseconds(timing) for timing in timings])
             repairs = {(repair.utterance, repair.item): repair.message for repair in collected.repairs}
             for part in segment.parts:
                 utterance = work.utterance(part.utterance)
-                if part.utterance in work.lost or not _matters(utterance, work.document, self._options):
+                if part.utterance in work.lost or not _is_to_do(utterance, work, self._options):
+                    continue
+                if part.utterance in work.recovered.places and not _fits(work, part, timings):
                     continue
                 found = times[part.utterance] = collected.times[part.utterance]
-                aligned = 0
-                for index, item in enumerate(utterance.items):
-                    if item.kind is not ItemKind.WORD:
-                        continue
-                    repair = repairs.get((part.utterance, index), "")
-                    if found.words[index] is not None:
-                        aligned += 1
-                        if repair:
-                            work.report.repaired.append(Note(item.line, item.column, item.written, repair))
-                    else:
-                        why = next((t.why for t in timings[slice(*part.items[index])] if t.reason), repair)
-                        work.report.missing.append(Note(item.line, item.column, item.written, why))
+                aligned = _note_words(work, part, found, timings, repairs)
                 work.report.words += _word_count(utterance)
                 work.report.words_aligned += aligned
                 work.report.utterances_aligned += aligned > 0
-        for index, why in work.lost.items():
-            work.leave_alone(index, why)
-        for notes in (work.report.left_alone, work.report.missing, work.report.repaired):
+                work.report.utterances_cached += timings.cached
+        for index in work.lost.keys() - work.kept:
+            work.leave_alone(index, work.lost[index])
+        for notes in (work.report.left_alone, work.report.missing, work.report.repaired, work.report.warnings):
             notes.sort(key=lambda note: (note.line, note.column))
         return await asyncio.to_thread(functools.partial(work.document.with_times, times, wor=self._options.wor))
+
+
+def _note_words(
+    work: _Work,
+    part: Part,
+    found: UtteranceTimes,
+    timings: Sequence[WordTiming],
+    repairs: Mapping[tuple[int, int], str],
+) -> int:
+    """How many words of an utterance have a time; those that have none are noted, and those that were repaired."""
+    aligned = 0
+    for index, item in enumerate(work.utterance(part.utterance).items):
+        if item.kind is not ItemKind.WORD:
+            continue
+        repair = repairs.get((part.utterance, index), "")
+        if found.words[index] is not None:
+            aligned += 1
+            if repair:
+                work.report.repaired.append(Note(item.line, item.column, item.written, repair))
+        else:
+            why = next((t.why for t in timings[slice(*part.items[index])] if t.reason), repair)
+            work.report.missing.append(Note(item.line, item.column, item.written, why))
+    return aligned
+
+
+def _fits(work: _Work, part: Part, timings: Sequence[WordTiming]) -> bool:
+    """Whether an utterance that was found fits there well enough; what does not is told."""
+    utterance = work.utterance(part.utterance)
+    said = [timings[i] for first, stop in part.items for i in range(first, stop)]
+    fit = work.recovered.fit(part.utterance, [timing.score for timing in said if timing.score])
+    at = f"{work.recovered.places[part.utterance].start_ms / 1000:.1f} s"
+    if fit < LEAST_FIT:
+        work.lost[part.utterance] = f"no time bullet, and what is said at {at}, where it would have to be, is not this"
+        return False
+    work.report.utterances_recovered += 1
+    if fit < GOOD_FIT:
+        why = f"found at {at}, where its words fit badly: check that they are said there"
+        work.report.warnings.append(Note(utterance.line, 1, f"*{utterance.speaker}", why))
+    return True
 
 
 def inspect(source: Path, options: Options) -> FileReport:
@@ -193,32 +336,73 @@ def inspect(source: Path, options: Options) -> FileReport:
             report.audio_s += _seconds(segment)
             for part in segment.parts:
                 utterance = work.utterance(part.utterance)
-                if not _matters(utterance, work.document, options):
+                if not _is_to_do(utterance, work, options):
                     continue
                 words = _word_count(utterance)
                 report.words += words
                 report.words_aligned += words
                 report.utterances_aligned += 1
+        for index in work.untimed:
+            utterance = work.utterance(index)
+            words = _word_count(utterance)
+            report.words += words
+            report.words_aligned += words
+            report.utterances_aligned += 1
+            why = "no time bullet: align looks for it in the recording"
+            report.warnings.append(Note(utterance.line, 1, f"*{utterance.speaker}", why))
     report.settle()
     return report
 
 
 def _prepare(report: FileReport, options: Options, longest_ms: int | None) -> _Work:
     """Read and plan a file. Raises OSError, NotChatError or MediaError."""
-    document = Document.parse(report.source.read_bytes())
-    work = _Work(document, report)
+    source = report.source.read_bytes()
+    document = Document.parse(source)
+    work = _Work(document, report, Origin(digest(source), document.media, None))
     report.utterances = len(document.utterances)
     of_utterances = {utterance.problem for utterance in document.utterances}
     report.warnings += [Note(p.line, p.column, "", p.message) for p in document.problems if p not in of_utterances]
     draft = plan(document.utterances, duration_ms=None, longest_ms=longest_ms)
     if _wanted(draft, work, options):
         work.media = find_media(report.source, document.media, options.media_dirs)
-        draft = plan(document.utterances, duration_ms=duration_ms(work.media), longest_ms=longest_ms)
+        work.origin = replace(work.origin, recording=Recording.of(work.media))
+        length_ms = duration_ms(work.media)
+        draft = plan(document.utterances, duration_ms=length_ms, longest_ms=longest_ms)
+        _keep_wor(work, options, length_ms)
         work.segments = _wanted(draft, work, options)
     for index, why in draft.skipped.items():
-        if _matters(work.utterance(index), document, options):
+        utterance = work.utterance(index)
+        if not _is_to_do(utterance, work, options):
+            continue
+        if options.utr != "off" and utterance.problem is None and (utterance.span or utterance.bullet) is None:
+            work.untimed[index] = why
+        else:
             work.leave_alone(index, why)
+    if work.untimed and work.media is None:
+        try:
+            work.media = find_media(report.source, document.media, options.media_dirs)
+            work.origin = replace(work.origin, recording=Recording.of(work.media))
+        except MediaError as error:
+            for index, why in work.untimed.items():
+                work.leave_alone(index, f"{why}; it cannot be looked for: {error}")
+            work.untimed = {}
+            work.is_for_good = False  # the recording may be put there
     return work
+
+
+def _keep_wor(work: _Work, options: Options, recording_ms: int) -> None:
+    """Find and count the utterances whose %wor tier stays as it is."""
+    if options.redo:
+        return
+    for utterance in work.document.utterances:
+        if _matters(utterance, work.document, options) and keeps_wor(utterance, recording_ms):
+            work.kept.add(utterance.index)
+            words = _word_count(utterance)
+            work.report.utterances_reused += 1
+            work.report.utterances_aligned += 1
+            work.report.words_reused += words
+            work.report.words_aligned += words
+            work.report.words += words
 
 
 def _wanted(draft: Plan, work: _Work, options: Options) -> tuple[Planned, ...]:
@@ -226,8 +410,12 @@ def _wanted(draft: Plan, work: _Work, options: Options) -> tuple[Planned, ...]:
     return tuple(
         segment
         for segment in draft.segments
-        if any(_matters(work.utterance(part.utterance), work.document, options) for part in segment.parts)
+        if any(_is_to_do(work.utterance(part.utterance), work, options) for part in segment.parts)
     )
+
+
+def _is_to_do(utterance: Utterance, work: _Work, options: Options) -> bool:
+    return utterance.index not in work.kept and _matters(utterance, work.document, options)
 
 
 def _matters(utterance: Utterance, document: Document, options: Options) -> bool:

@@ -87,7 +87,7 @@ class Collected:
     repairs: tuple[Repair, ...]
 
 
-def plan(
+def plan(  # noqa: PLR0913  what is known, by name
     utterances: Sequence[Utterance],
     *,
     duration_ms: int | None,
@@ -213,7 +213,7 @@ class _Member:
 
 
 class _Planner:
-    def __init__(
+    def __init__(  # noqa: PLR0913, PLR0917  the arguments of `plan`
         self,
         utterances: Sequence[Utterance],
         duration_ms: int | None,

@@ -133,10 +133,14 @@ def summary(report: FileReport) -> str:
     if report.error:
         return f"{report.source}: {report.status.value}: {report.error}"
     parts = [f"{report.words_aligned} of {report.words} words"]
+    if report.unchanged:
+        return f"{report.source}: unchanged: {report.status.value}, {parts[0]}"
     if report.left_alone:
         parts.append(f"{len(report.left_alone)} utterances left alone")
     if report.repaired:
         parts.append(f"{len(report.repaired)} times put in order")
+    if report.utterances_reused:
+        parts.append(f"{report.utterances_reused} utterances kept their %wor")
     if report.audio_s:
         parts.append(f"{report.audio_s:.1f} s of audio in {report.seconds:.1f} s")
     return f"{report.source}: {report.status.value}: {', '.join(parts)}"
@@ -146,8 +150,11 @@ def findings(report: FileReport) -> str:
     """What `check` says of one file."""
     if report.error:
         return summary(report)
-    words = f"{report.words_aligned} of {report.words} words"
-    where = f"{report.utterances_aligned} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
+    words = f"{report.words_aligned - report.words_reused} of {report.words} words"
+    utterances = report.utterances_aligned - report.utterances_reused
+    where = f"{utterances} of {report.utterances} utterances and {report.audio_s:.1f} s of audio"
     lines = [f"{report.source}: {words} would be aligned, in {where}"]
+    if report.utterances_reused:
+        lines[0] += f"; {report.utterances_reused} utterances keep the %wor they have, with {report.words_reused} words"
     lines += complaints(report.source, [*report.left_alone, *report.missing], report.warnings, most=None)
     return "\n".join(lines)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, Final
 from align_client.files import write_atomically
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+VERSION: Final = 2  # of the JSON report, as docs/report.schema.json describes it
 MOST_SHOWN: Final = 20  # notes of one file that are printed where there is a report to read
 
 
@@ -37,7 +38,11 @@ class Note:
 
 @dataclass(slots=True)
 class FileReport:
-    """What was and was not aligned in one file. `seconds` is the time from its start to its end."""
+    """What was and was not aligned in one file. `seconds` is the time from its start to its end.
+
+    Words that were reused are aligned, too: they have their times. `cached` are utterances that the server had aligned
+    before. Where `unchanged`, the output was right already, and all else is what was said when it was written.
+    """
 
     source: Path
     target: Path | None
@@ -48,6 +53,11 @@ class FileReport:
     utterances_aligned: int = 0
     words: int = 0
     words_aligned: int = 0
+    utterances_reused: int = 0  # they kept the %wor tier that they had
+    words_reused: int = 0
+    utterances_cached: int = 0
+    utterances_recovered: int = 0  # they had no time, and were found in the recording
+    unchanged: bool = False
     missing: list[Note] = field(default_factory=list)  # words without a time
     left_alone: list[Note] = field(default_factory=list)  # utterances that were not aligned
     repaired: list[Note] = field(default_factory=list)  # times that were put in order
@@ -60,8 +70,19 @@ class FileReport:
         """Whether nothing was left out."""
         return self.status in {Status.ALIGNED, Status.NOTHING}
 
+    @property
+    def unaligned(self) -> int:
+        """How many words have no time."""
+        return self.words - self.words_aligned
+
+    @property
+    def speed(self) -> float:
+        """Seconds of audio that were aligned in a second."""
+        return self.audio_s / self.seconds if self.seconds else 0.0
+
     def settle(self) -> None:
-        """Set the status from the counts."""
+        """Set the status from the counts, and round the times to what a reader can use."""
+        self.audio_s, self.seconds = round(self.audio_s, 3), round(self.seconds, 3)
         if self.error:
             self.status = Status.FAILED
         elif self.missing or self.left_alone:
@@ -78,9 +99,64 @@ class FileReport:
             "source": str(self.source),
             "target": None if self.target is None else str(self.target),
             "status": self.status.value,
-            "audio_s": round(self.audio_s, 3),
-            "seconds": round(self.seconds, 3),
+            "unaligned": self.unaligned,
+            "speed": round(self.speed, 1),
         }
+
+    @classmethod
+    def repeated(cls, values: Mapping[str, Any], source: Path, target: Path) -> FileReport:
+        """What `as_json` said of an output that is right as it is. Raises KeyError, TypeError or ValueError."""
+        given = {name: values[name] for name in cls.__slots__ if name not in {"no_server", "source", "target"}}
+        for name in ("missing", "left_alone", "repaired", "warnings"):
+            given[name] = [Note(**note) for note in given[name]]
+        given |= {"status": Status(given["status"]), "unchanged": True}
+        return cls(source=source, target=target, **given)
+
+
+@dataclass(frozen=True, slots=True)
+class Totals:
+    """The sums over all files of a run; `seconds` is the time that it took from its start to its end.
+
+    What was reused, taken from the server's cache or heard is that of files that were aligned in this run; all else is
+    of the unchanged ones too.
+    """
+
+    files: int
+    failed: int
+    unchanged: int
+    utterances: int
+    words: int
+    words_aligned: int
+    unaligned: int
+    repaired: int
+    utterances_reused: int
+    utterances_cached: int
+    utterances_recovered: int
+    audio_s: float
+    seconds: float
+    speed: float
+
+
+def totals(reports: Sequence[FileReport], seconds: float) -> Totals:
+    """The sums of these reports."""
+    done = [report for report in reports if not report.unchanged]
+    audio_s = sum(report.audio_s for report in done)
+    return Totals(
+        files=len(reports),
+        failed=sum(bool(report.error) for report in reports),
+        unchanged=len(reports) - len(done),
+        utterances=sum(report.utterances for report in reports),
+        words=sum(report.words for report in reports),
+        words_aligned=sum(report.words_aligned for report in reports),
+        unaligned=sum(report.unaligned for report in reports),
+        repaired=sum(len(report.repaired) for report in reports),
+        utterances_reused=sum(report.utterances_reused for report in done),
+        utterances_cached=sum(report.utterances_cached for report in done),
+        utterances_recovered=sum(report.utterances_recovered for report in done),
+        audio_s=round(audio_s, 3),
+        seconds=round(seconds, 3),
+        speed=round(audio_s / seconds, 1) if seconds else 0.0,
+    )
 
 
 def complaints(
@@ -96,14 +172,11 @@ def complaints(
         yield f"{place}: warning: {note.why}"
 
 
-def write_report(reports: Sequence[FileReport], path: Path) -> None:
-    """Write the reports and their totals as JSON. Raises OSError."""
-    totals = {
-        "files": len(reports),
-        "failed": sum(bool(report.error) for report in reports),
-        "words": sum(report.words for report in reports),
-        "words_aligned": sum(report.words_aligned for report in reports),
-        "audio_s": round(sum(report.audio_s for report in reports), 3),
+def write_report(reports: Sequence[FileReport], path: Path, seconds: float) -> None:
+    """Write the reports and their totals as JSON; `seconds` is what the run took. Raises OSError."""
+    document = {
+        "version": VERSION,
+        "totals": asdict(totals(reports, seconds)),
+        "files": [report.as_json() for report in reports],
     }
-    document = {"version": 1, "totals": totals, "files": [report.as_json() for report in reports]}
     write_atomically(path, (json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())

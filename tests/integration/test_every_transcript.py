@@ -64,7 +64,7 @@ def test_nothing_but_bullets_and_wor_tiers_changes(
             # One names a URL, which no recording is found under; it has no bullets, so that none is looked for.
             name = document.media.name.rpartition("/")[2] if document.media else source.stem
             quiet_recording(folder / (name if name.endswith(".wav") else f"{name}.flac"), document)
-    arguments = (inputs, "-o", out, "--report", tmp_path / "r.json")
+    arguments = (inputs, "-o", out, "--redo", "--report", tmp_path / "r.json")
     command = [sys.executable, "-m", "align_client", "align", *map(str, arguments)]
     done = subprocess.run(
         command,

@@ -26,6 +26,11 @@ RULES = {
     CLIENT / "media": WIRE | {"align_client.plan", "align_client.corpus", "align_client.cli"},
     CLIENT / "export": WIRE
     | {"align_client.sdk", "align_client.plan", "align_client.corpus", "align_client.cli", "numpy"},
+    CLIENT / "records.py": WIRE | {"align_client"},
+    CLIENT / "reuse.py": WIRE | {"align_client.corpus", "align_client.cli"},
+    CLIENT / "unchanged.py": WIRE
+    | {"align_client.sdk", "align_client.plan", "align_client.corpus", "align_client.cli"},
+    CLIENT / "summary.py": WIRE | {"align_client.sdk", "align_client.corpus", "align_client.cli"},
     CLIENT / "plan.py": WIRE | {"align_client.corpus", "align_client.cli"},
     CLIENT / "corpus.py": WIRE | {"align_client.cli"},
     SERVER / "engines": WIRE

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
-    from align_client.sdk.types import WordTiming
+    from align_client.sdk.types import SegmentTimings
     from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
     Metadata = tuple[tuple[str, str], ...]
@@ -47,13 +47,13 @@ class _Pending:
     losses: int = 0
     future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
-    def answer(self, result: pb.SegmentResult) -> tuple[WordTiming, ...] | Transcript:
+    def answer(self, result: pb.SegmentResult) -> SegmentTimings | Transcript:
         """What the server found. Raises ServerFault."""
         if self.transcribe is not None:
             return wire.transcript(result.said, result.words)
-        return wire.timings(self.words, result.words)
+        return wire.timings(self.words, result.words, cached=result.cached)
 
-    def refusal(self, refusal: pb.SegmentRefusal) -> tuple[WordTiming, ...] | Transcript:
+    def refusal(self, refusal: pb.SegmentRefusal) -> SegmentTimings | Transcript:
         """The same where the server did not take the segment."""
         if self.transcribe is not None:
             return Transcript(problem=wire.refused([Word("")], refusal)[0].why)
@@ -111,7 +111,7 @@ class AlignStream:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def submit(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> asyncio.Future[tuple[WordTiming, ...]]:
+    async def submit(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> asyncio.Future[SegmentTimings]:
         """Hand over one segment, 16 kHz mono int16, and get its future. Waits while too much is held already."""
         return await self._submit(_Pending(str(next(self._ids)), pcm, words, None, wire.audio_ms(pcm)))
 
