@@ -17,6 +17,7 @@ from align_client import Word as Said
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import Result, Segment, Word, WordKind
 from align_server.engines.precision import multiplies_int8
+from align_server.engines.search import Search
 from support import PROJECT, launch
 from toy.tones import LETTERS, RATE, Utterance, some_words, utterance
 
@@ -267,3 +268,31 @@ async def test_two_clients_of_a_server_get_true_times_at_once(
     for half, first in zip(found, (0, 1), strict=True):
         assert_true(half, [said.times for said in held_out[first::2]])
         np.testing.assert_allclose(errors(half, list(map(times, alone[first::2]))), 0, atol=0.01)
+
+
+def test_utterances_are_found_in_a_long_recording(engine: CtcEngine, held_out: list[Utterance]) -> None:
+    gaps = np.random.default_rng(1).uniform(0.2, 4, len(held_out))
+    parts: list[npt.NDArray[np.int16]] = []
+    starts: list[float] = []
+    for said, gap in zip(held_out, gaps, strict=True):
+        parts.append(np.random.default_rng(2).normal(0, 20, int(gap * RATE)).astype(np.int16))
+        starts.append(sum(map(len, parts)) * 1000 / RATE + said.times[0][0])
+        parts.append(said.pcm)
+    pcm = np.concatenate(parts)
+    scanning = engine.scanning
+    assert scanning is not None
+    missing = {7, 20}  # from the transcript
+    kept = [i for i in range(len(held_out)) if i not in missing]
+    words = [[engine.symbols(Word(word)) for word in held_out[i].words] for i in kept]
+    search = Search(words, scanning)
+    window = 15 * RATE
+    for start in range(0, len(pcm), window):
+        stop = min(len(pcm), start + window)
+        (result,) = engine.align([Segment("", pcm[start : stop + RATE // 2], (), scan=True)])
+        assert result.evidence is not None
+        search.feed(result.evidence[: (stop - start) // (RATE // 1000) // scanning.frame_ms])
+    places = search.finish()
+    errors = [abs(place.start_ms - starts[i]) for place, i in zip(places, kept, strict=True) if place is not None]
+    assert len(errors) == len(kept)
+    assert np.percentile(errors, 95) <= 100
+    assert min(place.score for place in places if place is not None) > 0.1

@@ -17,7 +17,7 @@ from align_client import AsyncClient, Client, Word
 from align_client.sdk.errors import RequestRefused
 from align_proto.v1 import align_pb2 as pb
 from align_proto.v1.align_pb2_grpc import AlignServiceStub
-from checkpoints import write_checkpoint
+from checkpoints import write_adapted
 from support import launch
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ async def test_what_is_wrong_with_a_call_is_said(server: ServerProcess) -> None:
 
 
 async def test_a_model_that_cannot_look_for_utterances_says_so(room: Path, tmp_path: Path) -> None:
-    model = f"ctc:{write_checkpoint(tmp_path / 'tiny', family='wavlm')}"
+    model = f"ctc:{write_adapted(tmp_path / 'many', {'eng': 'helo', 'fra': 'abc'})}"  # which adapter, without words?
     running = launch(room / "align.sock", "--model", model)
     try:
         async with AsyncClient(running.address) as client:

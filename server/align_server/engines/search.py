@@ -30,9 +30,7 @@ if TYPE_CHECKING:
 
 BEAM: Final = 400.0  # of log score: 15 s of audio that fits nothing
 STAY: Final = 0.15  # that another frame of a symbol costs: else its neighbours' sounds are cheap to stretch it over
-PAUSE: Final = (
-    0.1  # that a frame of silence within an utterance costs: else its first word may be where the last one ends
-)
+PAUSE: Final = 0.1  # that a frame of silence within an utterance costs: else words stray into pauses around it
 SKIP: Final = 10.0  # that leaving out an utterance costs...
 SKIP_SYMBOL: Final = 0.5  # ... and each of its symbols
 RECORDS: Final = 1 << 12  # utterances ended by some path, to begin with
@@ -239,7 +237,7 @@ def _advance(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917  one loop over f
             symbol = nodes.symbol[node]
             stayed = score[node]
             value = stayed
-            if symbol >= 0 and not nodes.optional[node]:
+            if symbol >= 0 and not nodes.optional[node] and silent[t] <= _NEVER / 10:  # a token of CTC is short
                 value -= np.float32(STAY)
             source = node
             if node - 1 >= low and score[node - 1] > value:
@@ -273,7 +271,7 @@ def _advance(  # noqa: C901, PLR0912, PLR0913, PLR0915, PLR0917  one loop over f
                         end[node], ended[node] = frame, value
                 fit = fits[t, symbol]
                 if source == node and not nodes.optional[node]:
-                    fit = max(fit, silent[t])
+                    fit = max(fit, silent[t] - np.float32(PAUSE))
                 if nodes.optional[node] and not nodes.last[node]:
                     fit -= np.float32(PAUSE)
                 value += fit

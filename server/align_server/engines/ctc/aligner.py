@@ -20,6 +20,7 @@ from align_server.engines.engine import (
     Engine,
     MissingReason,
     Result,
+    Scanning,
     Segment,
     Word,
     WordKind,
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from align_server.engines.ctc.encoder import Adapter
 
 MAX_SEGMENT_S: Final = 40.0  # more than twice as long as what models are trained on
+SCAN_FLOOR: Final = -6.0  # of a scan: a frame can say no more against a token
+UNKNOWN: Final = -1.5  # of a scan: how well an unknown sound fits a frame that is not silent
 DELIMITER: Final = -1  # owns the tokens between words
 
 
@@ -74,7 +77,7 @@ class Plan:
     """How a segment's words became tokens.
 
     `owners` has the word of each token, DELIMITER between words; `slots` are the words that a star stands for;
-    `missing` those that will have no time.
+    `missing` those that will have no time. A scan has no tokens.
     """
 
     words: tuple[Word, ...]
@@ -196,6 +199,8 @@ class CtcAligner(Engine):
         """Spell the words and normalise the audio; a Result where no path can exist or mean anything."""
         front_end = self._traits.front_end
         frames = front_end.frames(len(segment.pcm))
+        if segment.scan:
+            return self._prepare_scan(segment, frames)
         plan = self._plan(segment, frames)
         if plan.slots.issuperset(plan.owners):
             nothing = WordTiming(reason=MissingReason.UNPRONOUNCEABLE, detail="no word of this segment can be said")
@@ -206,7 +211,17 @@ class CtcAligner(Engine):
             return Result.missing(segment, MissingReason.AUDIO_TOO_SHORT, detail)
         if segment.pcm.min() == segment.pcm.max():
             return Result.missing(segment, MissingReason.NO_SPEECH, f"every sample is {segment.pcm[0]}")
-        return Prepared(plan, self._normalised(segment.pcm.astype(np.float32) / np.float32(32768)))
+        return Prepared(plan, self._samples(segment))
+
+    def _samples(self, segment: Segment) -> npt.NDArray[np.float32]:
+        return self._normalised(segment.pcm.astype(np.float32) / np.float32(32768))
+
+    def _prepare_scan(self, segment: Segment, frames: int) -> Prepared | Result:
+        alphabet = self._alphabet(())
+        if not frames:
+            return Result((), evidence=np.zeros((0, alphabet.size + 1), np.float32))
+        plan = Plan((), segment.duration_ms, alphabet, (), (), frozenset(), {})
+        return Prepared(plan, self._samples(segment))
 
     def _plan(self, segment: Segment, frames: int) -> Plan:
         alphabet = self._alphabet(segment.words)
@@ -270,6 +285,8 @@ class CtcAligner(Engine):
     def decode(self, scored: Scored) -> Result:
         """Word times; see the class. Raises ArithmeticError where the model gave what is not a number."""
         plan = scored.plan
+        if not plan.tokens:
+            return Result((), evidence=_evidence(scored.emissions, plan.alphabet))
         spans = token_spans(scored.emissions, plan.tokens, plan.alphabet.blank)
         following = np.append(spans.starts[1:], len(scored.emissions))
         tails = np.minimum((following - spans.ends) / 2, self._traits.longest_tail_ms / self.frame_ms)
@@ -291,6 +308,18 @@ class CtcAligner(Engine):
             at = end
         return Result(tuple(times))
 
+    @property
+    def scanning(self) -> Scanning | None:
+        """By tokens, in every frame; blank, or what stands between words, is silence."""
+        alphabet = self._alphabet(())
+        return Scanning(round(self.frame_ms), alphabet.size + 1, alphabet.blank, gives_way=True)
+
+    def symbols(self, word: Word) -> tuple[int, ...]:
+        """The tokens of a word."""
+        if word.kind is not WordKind.WORD or not self._knows(word.language):
+            return ()
+        return tuple(self._spell(word, self._alphabet(()))[0])
+
     def _ms(self, frame: float, plan: Plan) -> int:
         """When a frame begins: half a hop before the middle of the samples that it sees.
 
@@ -300,6 +329,16 @@ class CtcAligner(Engine):
         front_end = self._traits.front_end
         sample = front_end.hop * float(frame) + (front_end.field - front_end.hop) / 2
         return min(max(0, round(1000 * sample / SAMPLE_RATE)), plan.duration_ms)
+
+
+def _evidence(emissions: npt.NDArray[np.float32], alphabet: Alphabet) -> npt.NDArray[np.float32]:
+    """What a scan wants of log posteriors, shape [frames, tokens + 1]."""
+    fits = emissions - emissions.max(1, keepdims=True)
+    if alphabet.delimiter is not None:
+        fits[:, alphabet.blank] = fits[:, [alphabet.blank, alphabet.delimiter]].max(1)
+    unknown = np.maximum(fits[:, alphabet.blank], UNKNOWN)
+    evidence: npt.NDArray[np.float32] = np.concatenate([fits, unknown[:, None]], axis=1).clip(min=SCAN_FLOOR)
+    return evidence
 
 
 def _chain(said: Sequence[tuple[int, Sequence[int]]], slots: set[int], delimiter: int | None) -> list[tuple[int, int]]:

@@ -21,7 +21,7 @@ from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.languages import Languages
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.ctc.weights import settle
-from align_server.engines.engine import EngineLoadError, Progress, Segment, Word, probe, silent
+from align_server.engines.engine import EngineLoadError, Progress, Scanning, Segment, Word, probe, silent
 from align_server.engines.precision import chosen, floating
 
 if TYPE_CHECKING:
@@ -147,6 +147,11 @@ class CtcEngine(CtcAligner):
 
     def _knows(self, language: str) -> bool:
         return self._languages is None or self._languages.knows(language)
+
+    @property
+    def scanning(self) -> Scanning | None:
+        """None where the model has an adapter for each language: a stretch of audio has no words to choose one by."""
+        return None if self._languages else super().scanning
 
     def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         if self._checkpoint.normalise:
