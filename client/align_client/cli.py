@@ -12,11 +12,12 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from align_client.export import SUFFIXES
+from align_client.reaching import NO_SERVER, no_server, reach
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
 
 INCOMPLETE = 1
 WRONG = 2
-NO_SERVER = 3
 M_MMAP_THRESHOLD = -3  # of mallopt(3)
 LARGE_BUFFER = 64 * 1024  # bytes; two seconds of audio
 
@@ -286,7 +286,7 @@ async def _transcribe(
     console = Console(stderr=True)
     with _told():
         async with AsyncClient(address, model=model) as client:
-            await _reach(client, start_server=start_server)
+            await reach(client, start_server=start_server)
             with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
                 task = progress.add_task(audio.name, total=1.0)
                 try:
@@ -312,10 +312,10 @@ async def _align(
 
     async with client:
         try:
-            await _reach(client, start_server=start_server)
+            await reach(client, start_server=start_server)
             await _check_model(client, client.model)
         except AlignError as error:
-            _no_server(error)
+            no_server(error)
         return await Corpus(client, options, progress, records).run(work)
 
 
@@ -329,7 +329,7 @@ async def _words(
         raise click.UsageError("there is no word in the text")
     with _told():
         async with AsyncClient(address, model=model) as client:
-            await _reach(client, start_server=start_server)
+            await reach(client, start_server=start_server)
             return await client.align(audio, said, language=language)
     raise AssertionError("_told() lets no error of ours pass")
 
@@ -347,7 +347,7 @@ def _told() -> Iterator[None]:
     except MediaError as error:
         raise click.ClickException(str(error)) from error
     except AlignError as error:
-        _no_server(error)
+        no_server(error)
 
 
 def _said(written: str, language: str) -> list[str]:
@@ -358,46 +358,9 @@ def _said(written: str, language: str) -> list[str]:
     return [word for word in words if any(c.isalnum() for c in word)]
 
 
-async def _reach(client: Any, *, start_server: bool) -> None:
-    """Make sure that a server of our version answers. Raises AlignError."""
-    from align_client.sdk.errors import ServerUnavailable
-
-    try:
-        await client.info()
-    except ServerUnavailable:
-        if not start_server:
-            raise
-        _start_server(client.address)
-        await client.close()
-        await client.info()
-
-
-def _start_server(address: str) -> None:
-    import shutil
-    import subprocess
-
-    if not address.startswith("unix:"):
-        raise click.UsageError(f"--start-server starts one on a unix socket of this machine, not at {address}")
-    beside = Path(sys.executable).with_name("align-server")
-    program = str(beside) if beside.exists() else shutil.which("align-server")
-    if program is None:
-        raise click.UsageError("there is no align-server here; install it with: pip install 'chatalign[server]'")
-    click.echo(f"starting a server at {address}", err=True)
-    done = subprocess.run(
-        [program, "start", "--socket", address.removeprefix("unix:")], stdout=subprocess.DEVNULL, check=False
-    )
-    if done.returncode != 0:
-        sys.exit(NO_SERVER)
-
-
 async def _check_model(client: Any, model: str | None) -> None:
     if model and model not in (known := [row.name for row in await client.models()]):
         raise click.UsageError(f"the server has no model {model!r}; it can serve {', '.join(known)}")
-
-
-def _no_server(error: Exception) -> NoReturn:
-    click.echo(f"Error: {error}", err=True)
-    sys.exit(NO_SERVER)
 
 
 def _map_large_buffers() -> None:
