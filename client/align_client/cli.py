@@ -79,6 +79,7 @@ def main() -> None:
 @click.option("--no-wor", is_flag=True, help="Only add missing time bullets; write no %wor tiers.")
 @click.option("--force", is_flag=True, help="Also do those again whose results are there and right.")
 @click.option("--redo", is_flag=True, help="Also replace %wor tiers that are whole, corrected by hand or not.")
+@click.option("--adjust-bullets", is_flag=True, help="Widen bullets that words reach out of; never narrow one.")
 @click.option(
     "--utr",
     type=click.Choice(["auto", "off"]),
@@ -103,6 +104,7 @@ def align(
     force: bool,
     redo: bool,
     utr: str,
+    adjust_bullets: bool,
     report: Path | None,
 ) -> None:
     """Align transcripts and write them with word times.
@@ -122,7 +124,9 @@ def align(
         raise click.UsageError("say where the results go: either -o OUT or --in-place")
     work = _jobs(inputs, out, media_dirs)
     _map_large_buffers()
-    options = corpus.Options(wor=not no_wor, media_dirs=media_dirs, jobs=jobs, force=force, redo=redo, utr=utr)
+    options = corpus.Options(
+        wor=not no_wor, media_dirs=media_dirs, jobs=jobs, force=force, redo=redo, utr=utr, adjust_bullets=adjust_bullets
+    )
     started = time.monotonic()
     with Records() as records:
         with _progress(len(work)) as progress:

@@ -19,7 +19,7 @@ from align_client.files import Job, write_atomically
 from align_client.media.errors import MediaError
 from align_client.media.locate import find_media
 from align_client.media.stream import cut_in_thread, duration_ms
-from align_client.plan import Part, Plan, Planned, collect, past_end, plan
+from align_client.plan import Part, Plan, Planned, collect, past_end, plan, widened
 from align_client.progress import Progress, Silent
 from align_client.recovery import GOOD_FIT, LEAST_FIT, UTR, Recovered, recover, stretches
 from align_client.report import FileReport, Note, Status
@@ -47,8 +47,9 @@ OF_THE_SERVER: Final = {MissingReason.ENGINE_FAILED, MissingReason.REFUSED}  # a
 class Options:
     """How files are aligned. `jobs` is how many are worked on at once.
 
-    Where `force`, outputs that are right already are made again, too; where `redo`, %wor tiers that are whole. `utr`
-    says how utterances without a time are found: see UTR.
+    Where `force`, outputs that are right already are made again, too; where `redo`, %wor tiers that are whole. With
+    `adjust_bullets` a bullet becomes as wide as its words where these reach out of it. `utr` says how utterances
+    without a time are found: see UTR.
     """
 
     wor: bool = True
@@ -56,6 +57,7 @@ class Options:
     jobs: int = 4
     force: bool = False
     redo: bool = False
+    adjust_bullets: bool = False
     utr: str = UTR[0]
 
     def that_matter(self) -> dict[str, Any]:
@@ -270,7 +272,10 @@ class Corpus:
                     continue
                 if part.utterance in work.recovered.places and not _fits(work, part, timings):
                     continue
-                found = times[part.utterance] = collected.times[part.utterance]
+                found = collected.times[part.utterance]
+                if self._options.adjust_bullets:
+                    found = _adjusted(work, part.utterance, found)
+                times[part.utterance] = found
                 aligned = _note_words(work, part, found, timings, repairs)
                 work.report.words += _word_count(utterance)
                 work.report.words_aligned += aligned
@@ -281,6 +286,16 @@ class Corpus:
         for notes in (work.report.left_alone, work.report.missing, work.report.repaired, work.report.warnings):
             notes.sort(key=lambda note: (note.line, note.column))
         return await asyncio.to_thread(functools.partial(work.document.with_times, times, wor=self._options.wor))
+
+
+def _adjusted(work: _Work, index: int, found: UtteranceTimes) -> UtteranceTimes:
+    """The times with a bullet as wide as the words; what was changed is noted."""
+    utterance, wider = work.utterance(index), widened(work.document.utterances, index, found)
+    if wider.bullet and utterance.bullet and wider is not found:
+        spans = [f"{bullet.start_ms}_{bullet.end_ms}" for bullet in (utterance.bullet, wider.bullet)]
+        why = f"its bullet was widened from {spans[0]} to {spans[1]}"
+        work.report.repaired.append(Note(utterance.line, 1, f"*{utterance.speaker}", why))
+    return wider
 
 
 def _note_words(

@@ -7,7 +7,7 @@ that has words ends in exactly one segment, or is skipped for a reason that a us
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from align_client.chat.document import UtteranceTimes
@@ -142,6 +142,27 @@ def collect(segment: Planned, timings: Sequence[tuple[int, int] | None]) -> Coll
         bullet = Bullet(said[0].start_ms, said[-1].end_ms) if said and part.bullet is None else None
         times[part.utterance] = UtteranceTimes(bullet, words)
     return Collected(times, tuple(sorted(repairs, key=lambda repair: (repair.utterance, repair.item))))
+
+
+def widened(utterances: Sequence[Utterance], index: int, times: UtteranceTimes) -> UtteranceTimes:
+    """The times of an utterance with its bullet as wide as its words, where these reach out of it.
+
+    A bullet never becomes narrower, and takes nothing of what the bullets before and after it claim. A turn of several
+    bullets keeps them.
+    """
+    utterance = utterances[index]
+    own = utterance.bullet
+    said = [
+        word for item, word in zip(utterance.items, times.words, strict=True) if word and item.kind is ItemKind.WORD
+    ]
+    if own is None or own != utterance.span or not said:
+        return times
+    earlier, later = utterances[index - 1 :: -1] if index else (), utterances[index + 1 :]
+    before = next((claim.end_ms for u in earlier if (claim := _claim(u))), 0)
+    after = next((claim.start_ms for u in later if (claim := _claim(u))), said[-1].end_ms)
+    start = max(min(own.start_ms, said[0].start_ms), min(own.start_ms, before))
+    end = min(max(own.end_ms, said[-1].end_ms), max(own.end_ms, after))
+    return times if (start, end) == (own.start_ms, own.end_ms) else replace(times, bullet=Bullet(start, end))
 
 
 @dataclass(slots=True)
