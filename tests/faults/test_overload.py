@@ -231,14 +231,14 @@ async def test_a_batch_that_runs_out_of_memory_costs_nobody_an_answer(room: Path
 async def test_what_would_never_fit_the_memory_limit_is_refused_before_it_is_computed(room: Path, tiny: Path) -> None:
     first = launch(room / "first.sock", "--model", f"ctc:{tiny}", "--lanes", "1")
     with Client(first.address) as client:
-        limit = client.info().memory_bytes // MB + 160
+        limit = client.info().memory_bytes // MB + 120
     first.stop()
     running = launch(room / "align.sock", "--model", f"ctc:{tiny}", "--lanes", "1", "--memory-limit", f"{limit}M")
     try:
         with Client(running.address) as client:
             assert client.align(noise(5), ["hello", "world"], sample_rate=RATE).words[0].reason is None
             with pytest.raises(RequestRefused, match=r"needs about \d+ MB.*--memory-limit"):
-                client.align(noise(35), ["hello", "world"], sample_rate=RATE)
+                client.align(noise(39), ["hello", "world"], sample_rate=RATE)
             assert client.info().memory_bytes < limit * MB
     finally:
         running.stop()
