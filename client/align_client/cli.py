@@ -82,10 +82,11 @@ def main() -> None:
 @click.option("--adjust-bullets", is_flag=True, help="Widen bullets that words reach out of; never narrow one.")
 @click.option(
     "--utr",
-    type=click.Choice(["auto", "off"]),
+    type=click.Choice(["auto", "whisper", "off"]),
     default="auto",
     show_default=True,
-    help="Utterances without a time bullet: look for them in the recording, or leave them.",
+    help="Utterances without a time bullet: look for them in the recording with the model that aligns, or among the "
+    "words that the server's Whisper model hears there, or leave them.",
 )
 @click.option(
     "--report", type=click.Path(path_type=Path, dir_okay=False), help="Write what was and was not aligned, as JSON."
@@ -318,6 +319,8 @@ async def _align(
         try:
             await reach(client, start_server=start_server)
             await _check_model(client, client.model)
+            if options.utr == "whisper":
+                await _check_transcriber(client.address)
         except AlignError as error:
             no_server(error)
         return await Corpus(client, options, progress, records).run(work)
@@ -365,6 +368,18 @@ def _said(written: str, language: str) -> list[str]:
 async def _check_model(client: Any, model: str | None) -> None:
     if model and model not in (known := [row.name for row in await client.models()]):
         raise click.UsageError(f"the server has no model {model!r}; it can serve {', '.join(known)}")
+
+
+async def _check_transcriber(address: str) -> None:
+    from align_client.recognition import transcriber
+    from align_client.sdk.async_client import AsyncClient
+    from align_client.sdk.errors import RequestRefused
+
+    try:
+        async with AsyncClient(address) as any_model:
+            await transcriber(any_model)
+    except RequestRefused as error:
+        raise click.UsageError(f"--utr whisper: {error}") from error
 
 
 def _map_large_buffers() -> None:

@@ -21,7 +21,7 @@ from align_client.media.locate import find_media
 from align_client.media.stream import cut_in_thread, duration_ms
 from align_client.plan import Part, Plan, Planned, collect, past_end, plan, widened
 from align_client.progress import Progress, Silent
-from align_client.recovery import GOOD_FIT, LEAST_FIT, UTR, Recovered, recover, stretches
+from align_client.recovery import UTR, Recovered, recover, recover_by_words, stretches
 from align_client.report import FileReport, Note, Status
 from align_client.reuse import keeps_wor
 from align_client.sdk.errors import AlignError, ServerUnavailable
@@ -170,6 +170,7 @@ class Corpus:
             info, models = await self._client.info(), await self._client.models()
             wanted = self._client.model
             model = next((row for row in models if row.name == wanted or (row.is_default and not wanted)), None)
+            hears = next((row.name for row in models if row.transcribes), "") if self._options.utr == "whisper" else ""
             if model is not None and load and not model.revision:
                 model = await self._client.load_model(model.name)
         except AlignError:
@@ -182,6 +183,7 @@ class Corpus:
             "longest_ms": int(info.max_segment_s * 1000),
             "versions": [importlib.metadata.version("chatalign"), info.version],
             **self._options.that_matter(),
+            **({"hears": hears} if hears else {}),
         }
 
     async def _file(self, job: Job, stream: _Stream) -> FileReport:
@@ -222,12 +224,13 @@ class Corpus:
             return
         utterances = work.document.utterances
         length_ms = await asyncio.to_thread(duration_ms, work.media)
-        work.recovered = found = await recover(self._client, work.media, stretches(utterances, work.untimed, length_ms))
+        way = recover_by_words if self._options.utr == "whisper" else recover
+        work.recovered = found = await way(self._client, work.media, stretches(utterances, work.untimed, length_ms))
         draft = plan(utterances, duration_ms=length_ms, longest_ms=self._longest_ms, recovered=found.places)
         work.segments = _wanted(draft, work, self._options)
         for index, why in work.untimed.items():
             if index in draft.skipped or index not in found.places:
-                work.leave_alone(index, found.refused.get(index) or draft.skipped.get(index, why))
+                work.lost[index] = found.refused.get(index) or draft.skipped.get(index, why)
 
     async def _submit(self, work: _Work, stream: _Stream) -> None:
         """Cut the recording once, front to back, and send each segment as soon as there is room for it."""
@@ -327,11 +330,11 @@ def _fits(work: _Work, part: Part, timings: Sequence[WordTiming]) -> bool:
     said = [timings[i] for first, stop in part.items for i in range(first, stop)]
     fit = work.recovered.fit(part.utterance, [timing.score for timing in said if timing.score])
     at = f"{work.recovered.places[part.utterance].start_ms / 1000:.1f} s"
-    if fit < LEAST_FIT:
+    if fit < work.recovered.least_fit:
         work.lost[part.utterance] = f"no time bullet, and what is said at {at}, where it would have to be, is not this"
         return False
     work.report.utterances_recovered += 1
-    if fit < GOOD_FIT:
+    if fit < work.recovered.good_fit:
         why = f"found at {at}, where its words fit badly: check that they are said there"
         work.report.warnings.append(Note(utterance.line, 1, f"*{utterance.speaker}", why))
     return True

@@ -22,4 +22,9 @@ class Heard:
     @property
     def letters(self) -> str:
         """What two readings of one word have in common."""
-        return "".join(c for c in self.text.casefold() if c.isalnum())
+        return letters(self.text)
+
+
+def letters(text: str) -> str:
+    """A word in small letters, without what is neither letter nor digit."""
+    return "".join(c for c in text.casefold() if c.isalnum())

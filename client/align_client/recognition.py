@@ -50,22 +50,31 @@ class Recording:
 
 
 async def recognise(
-    client: AsyncClient, path: Path, language: str = "", *, advance: Callable[[float], object] = lambda _share: None
+    client: AsyncClient,
+    path: Path,
+    language: str = "",
+    *,
+    within: Span | None = None,
+    advance: Callable[[float], object] = lambda _share: None,
 ) -> Recording:
-    """Everything that is said in the recording at `path`. `advance` is told how much of it is done, 0 to 1.
+    """Everything that is said in the recording at `path`, or `within` a part of it. `advance` is told how much is done.
 
-    `language` is ISO 639-3. Without it each window is heard in its own, and the commonest is the recording's; windows
-    in another are heard once more in that one, as a short or noisy window is easily taken for a language that nobody
-    speaks there. The model is the client's, or the server's first that can find words; raises RequestRefused where
-    there is none, MediaError and AlignError.
+    It is told from 0 to 1. `language` is ISO 639-3. Without it each window is heard in its own, and the commonest is
+    the recording's; windows in another are heard once more in that one, as a short or noisy window is easily taken for
+    a language that nobody speaks there. The model is the client's, or the server's first that can find words; raises
+    RequestRefused where there is none, MediaError and AlignError.
     """
-    model = await _model(client)
+    model = await transcriber(client)
     longest_ms = min(round(1000 * model.max_segment_s) or WINDOW_MS, WINDOW_MS)
     if longest_ms < 2 * OVERLAP_MS:
         raise RequestRefused(f"model {model.name!r} takes {longest_ms} ms at a time, too little to transcribe with")
     listen = partial(_transcripts, partial(client.stream, model.name), path)
     whole_ms = await asyncio.to_thread(duration_ms, path)
-    spans = list(windows(whole_ms, longest_ms))
+    part = within or Span(0, whole_ms)
+    spans = [
+        Span(part.start_ms + one.start_ms, part.start_ms + one.end_ms)
+        for one in windows(min(part.end_ms, whole_ms) - part.start_ms, longest_ms)
+    ]
     found = await listen(spans, language, advance)
     if not language:
         language = commonest(found)
@@ -74,7 +83,7 @@ async def recognise(
         for i, one in zip(again, retried, strict=True):
             found[i] = one
     words: list[Heard] = []
-    end = 0  # of the window before
+    end = part.start_ms  # of the window before
     for span, transcript in zip(spans, found, strict=True):
         words = join(
             words, [_heard(word, span) for word in transcript.words], Span(span.start_ms, max(end, span.start_ms))
@@ -151,8 +160,8 @@ def commonest(transcripts: Sequence[Transcript]) -> str:
     return language if words.get(language) else ""
 
 
-async def _model(client: AsyncClient) -> ModelInfo:
-    """The model to use. Raises RequestRefused."""
+async def transcriber(client: AsyncClient) -> ModelInfo:
+    """The model that finds words: the client's, or the server's first that can. Raises RequestRefused, AlignError."""
     rows = await client.models()
     if client.model:
         row = next((row for row in rows if row.name == client.model), None)

@@ -1,17 +1,24 @@
 """Times for utterances that have none: which stretches of a recording they must be in, and where in these they are.
 
-Knows utterances, stretches and places; the server finds the places. `plan` takes them like bullets.
+Knows utterances, stretches and places; the server finds the places, or the words that are matched with theirs.
+`plan` takes them like bullets.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
+from align_client.chat.speech import spoken_words
 from align_client.chat.wor import Bullet
 from align_client.chat.words import ItemKind
+from align_client.heard import letters
+from align_client.matching import match
 from align_client.media.stream import Span, cut_in_thread
+from align_client.recognition import recognise
+from align_client.sdk.async_client import AsyncClient
 from align_client.sdk.errors import RequestRefused, ServerUnavailable
 from align_client.sdk.retry import Backoff
 from align_client.sdk.types import Word, WordKind
@@ -24,17 +31,25 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from align_client.chat.document import Utterance
-    from align_client.sdk.async_client import AsyncClient
+    from align_client.heard import Heard
+    from align_client.matching import Match
     from align_client.sdk.types import Place
 
-UTR: Final = ("auto", "off")  # utterance timing recovery: by the model that aligns, or not at all
+UTR: Final = ("auto", "whisper", "off")  # timing recovery: by the model that aligns, by words heard, not at all
 PIECE_MS: Final = 15_000  # of a recording, sent at a time
 PATIENCE_S: Final = 60.0  # with a server that does not answer
 # Of a place's score and the mean of its words' scores together. Of read sentences that were found rightly one of a
 # hundred has less than the first and one of twenty less than the second; of sentences that were not said there, half
 # and nine of ten.
-LEAST_FIT: Final = 0.55  # below, an utterance is left without a time
-GOOD_FIT: Final = 0.72  # below, it is reported as doubtful
+LEAST_FIT: Final = 0.55
+GOOD_FIT: Final = 0.72
+# The same where words were heard: the share of an utterance's letters that were, and the mean of its words' scores.
+LEAST_HEARD_FIT: Final = 0.6
+GOOD_HEARD_FIT: Final = 0.85
+LEAST_HEARD: Final = 0.4  # of an utterance's letters: with less it is not looked at
+MS_PER_LETTER: Final = 70  # as fast as people speak, for words that were not heard
+LONGEST_PAUSE_MS: Final = 3_000  # within an utterance; words beyond it are taken for another's
+COVER: Final = 0.5  # of what lies between the first and the last stretch: with more it is heard in one go
 _KINDS: Final = {kind: WordKind[kind.name] for kind in ItemKind}
 
 
@@ -53,6 +68,8 @@ class Recovered:
     places: dict[int, Bullet] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
     scores: dict[int, float] = field(default_factory=dict)  # of the places
+    least_fit: float = LEAST_FIT  # of `fit`: below, an utterance is left without a time
+    good_fit: float = GOOD_FIT  # below, it is reported as doubtful
 
     def fit(self, index: int, words: Sequence[float]) -> float:
         """How well an utterance fits where it was found, by its place and the scores of its words there."""
@@ -102,6 +119,108 @@ async def recover(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -
                 recovered.places[utterance.index] = Bullet(start, max(end, start + 1))
                 recovered.scores[utterance.index] = place.score
     return recovered
+
+
+async def recover_by_words(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -> Recovered:
+    """The same among the words that the server's first model that can find words hears. Raises as `recover` does."""
+    recovered = Recovered(least_fit=LEAST_HEARD_FIT, good_fit=GOOD_HEARD_FIT)
+    if not wanted:
+        return recovered
+    spans = [stretch.span for stretch in wanted]
+    whole = Span(spans[0].start_ms, spans[-1].end_ms)
+    if sum(span.end_ms - span.start_ms for span in spans) > COVER * (whole.end_ms - whole.start_ms):
+        spans = [whole] * len(spans)
+    heard: tuple[Heard, ...] = ()
+    problem = ""
+    async with AsyncClient(client.address, client.timeout) as any_model:
+        for number, (stretch, span) in enumerate(zip(wanted, spans, strict=True)):
+            language = _language(stretch.utterances)
+            if not number or span != spans[number - 1]:
+                try:
+                    recording = await recognise(any_model, media, language, within=span)
+                except RequestRefused as error:
+                    heard, problem = (), str(error)
+                else:
+                    heard, problem = recording.words, next((gap.why for gap in recording.gaps), "")
+            inside = [one for one in heard if stretch.span.start_ms <= one.middle_ms < stretch.span.end_ms]
+            if problem and not inside:
+                recovered.refused |= {one.index: f"no time bullet; {problem}" for one in stretch.utterances}
+            else:
+                _place(stretch, inside, language, recovered)
+    return recovered
+
+
+def _place(stretch: Stretch, heard: Sequence[Heard], language: str, recovered: Recovered) -> None:
+    """Note where in a stretch its utterances are, by the words that were heard there."""
+    spoken = [(letters(word), one) for one in heard for word in spoken_words(one.text, language)]
+    said = [[letters(word.text) for word in _words(utterance)] for utterance in stretch.utterances]
+    found = iter(match([word for words in said for word in words], [word for word, _ in spoken]))
+    cores: list[tuple[int, _Core]] = []
+    for utterance, words in zip(stretch.utterances, said, strict=True):
+        core = _core(words, [next(found) for _ in words], [one for _, one in spoken])
+        if core is not None and core.share >= LEAST_HEARD:
+            cores.append((utterance.index, core))
+    placed = dict(cores)
+    before = stretch.span.start_ms
+    for utterance in stretch.utterances:
+        after = next((core.start_ms for index, core in cores if index > utterance.index), stretch.span.end_ms)
+        core = placed.get(utterance.index)
+        if core is None:
+            around = f"{(before + after) / 2000:.1f} s"
+            recovered.refused[utterance.index] = f"no time bullet, and its words were not heard around {around}"
+            continue
+        start = max(core.start_ms - MS_PER_LETTER * core.unheard_before, min(before, core.start_ms))
+        end = max(min(core.end_ms + MS_PER_LETTER * core.unheard_after, after), start + 1)
+        recovered.places[utterance.index] = Bullet(start, end)
+        recovered.scores[utterance.index] = core.share
+        before = end
+
+
+@dataclass(frozen=True, slots=True)
+class _Core:
+    """From an utterance's first word that was heard to its last, and how many letters were not heard around it."""
+
+    start_ms: int
+    end_ms: int
+    share: float  # of its letters that were heard
+    unheard_before: int
+    unheard_after: int
+
+
+def _core(words: Sequence[str], matches: Sequence[Match | None], heard: Sequence[Heard]) -> _Core | None:
+    """Of the words that were heard those without a long pause between them that have the most letters."""
+    groups: list[list[tuple[int, Match]]] = []
+    for i, found in enumerate(matches):
+        if found is None:
+            continue
+        if groups:
+            last, before = groups[-1][-1]
+            pause = LONGEST_PAUSE_MS + MS_PER_LETTER * sum(map(len, words[last + 1 : i]))
+            if heard[found.heard].start_ms - heard[before.heard].end_ms <= pause:
+                groups[-1].append((i, found))
+                continue
+        groups.append([(i, found)])
+    if not groups:
+        return None
+
+    def worth(group: Sequence[tuple[int, Match]]) -> float:
+        return sum(len(words[i]) * found.likeness for i, found in group)
+
+    best = max(groups, key=worth)
+    (first, begin), (last, finish) = best[0], best[-1]
+    return _Core(
+        heard[begin.heard].start_ms,
+        heard[finish.heard].end_ms,
+        worth(best) / sum(map(len, words)),
+        sum(map(len, words[:first])),
+        sum(map(len, words[last + 1 :])),
+    )
+
+
+def _language(utterances: Sequence[Utterance]) -> str:
+    """The language of most of their words, ISO 639-3."""
+    languages = Counter(word.language for utterance in utterances for word in _words(utterance))
+    return max(languages, key=lambda one: languages[one], default="")
 
 
 async def _located(client: AsyncClient, media: Path, stretch: Stretch) -> list[Place | None]:
