@@ -1,10 +1,10 @@
-# Four verbs: demo, test, lint, bench. Each sets up .venv by itself on a machine with Python 3.11+ and make.
+# Five verbs: demo, test, lint, bench, fuzz. Each sets up .venv by itself on a machine with Python 3.11+ and make.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SOURCES := pyproject.toml constraints.txt hatch_build.py proto/align_proto/v1/align.proto
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test lint bench fuzz clean
 
 demo: $(VENV)/.server
 	@examples/demo.sh $(BIN)
@@ -19,6 +19,10 @@ lint: $(VENV)/.test
 
 bench: $(VENV)/.test
 	$(BIN)/python benchmarks/run.py
+
+# More, or the same again: make fuzz FUZZ='--documents 1000000 --seed 7'
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz.py $(FUZZ)
 
 clean:
 	rm -rf $(VENV) out build dist .mypy_cache .ruff_cache .pytest_cache

@@ -107,6 +107,7 @@ _HEADER = re.compile(r"@(?P<name>[^:\t\r\n]+?)[ \t]*(?::\s*(?P<value>.*))?$", re
 _SPEAKER = re.compile(r"\*(?P<code>[^\s:*]+)[ \t]*:")
 _DEPENDENT = re.compile(r"%(?P<code>[^\s:]+)[ \t]*:")
 _LANGUAGE = re.compile(r"[a-z]{3}")
+_CA_OPTION = re.compile(r"CA(?![a-z]).*", re.IGNORECASE)  # CA, CA-Unicode; not caps
 _ANY_BULLET = re.compile(r"\x15[^\x15]*\x15")
 _KNOWN_HEADERS = frozenset(
     {
@@ -252,7 +253,7 @@ class Document:
         for tier in tiers:
             if self._text[tier.start] == "@":
                 self._read_header(tier)
-        self.is_ca = any(option.upper().startswith("CA") for option in self.options)
+        self.is_ca = any(_CA_OPTION.fullmatch(option) for option in self.options)
         self._context = FileContext(self.languages, self.is_ca, self._place_of)
         utterances: list[Utterance] = []
         strays: list[Problem] = []
