@@ -40,3 +40,8 @@ from align_client.chat.speech import spoken_words
 )
 def test_a_written_word_is_said(written: str, language: str, said: str) -> None:
     assert " ".join(spoken_words(written, language)) == said
+
+
+def test_a_number_longer_than_python_reads_stays_as_written() -> None:
+    written = ",".join(["123"] * 2000)
+    assert spoken_words(written, "eng")

@@ -98,8 +98,8 @@ def _say(digits: str, how: str, language: str) -> tuple[str, ...]:
         return (digits,)
     from num2words import num2words  # noqa: PLC0415  few transcripts have digits; the import takes 60 ms
 
-    value = float(digits) if "." in digits else int(digits)
     try:
+        value = float(digits) if "." in digits else int(digits)
         said = str(num2words(value, lang=key, to=how))
     except (NotImplementedError, ArithmeticError, ValueError, TypeError, LookupError):
         return (digits,)  # its tables do not reach this number in this language
