@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForCTC, Wav2Vec2ForCTC
 
+from align_server.engines.ctc.engine import CtcEngine
+
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
@@ -129,3 +131,10 @@ def change_json(path: Path, **changes: Any) -> None:
     """Change settings in one of a checkpoint's small files; None takes one out."""
     value = json.loads(path.read_text(encoding="utf-8")) | changes
     write_json(path, {key: setting for key, setting in value.items() if setting is not None})
+
+
+def loaded(folder: Path, precision: str = "fp32") -> CtcEngine:
+    """The engine of a checkpoint, ready to compute on the CPU."""
+    engine = CtcEngine(f"ctc:{folder}", folder, "cpu", precision)
+    engine.load()
+    return engine

@@ -41,6 +41,18 @@ def server() -> Iterator[ServerProcess]:
 
 
 @pytest.fixture(scope="session")
+def whisper() -> Iterator[ServerProcess]:
+    """A server with OpenAI's tiny.en beside the embedded model, which is its default. None of its tests stops it."""
+    import whispers
+
+    with tempfile.TemporaryDirectory(prefix="ca-") as folder:
+        model = f"whisper:{whispers.tiny_en()}"
+        running = launch(Path(folder) / "align.sock", "--model", "sphinx-en-us", "--model", model)
+        yield running
+        running.stop()
+
+
+@pytest.fixture(scope="session")
 def engine() -> Iterator[SphinxEngine]:
     """The embedded engine, loaded once; one torch thread, as in the server, where each lane is a thread of its own."""
     import torch

@@ -74,6 +74,7 @@ class _Work:
     origin: Origin
     segments: tuple[Planned, ...] = ()
     media: Path | None = None
+    length_ms: int = 0  # of the recording; 0 where nobody has asked
     kept: set[int] = field(default_factory=set)  # utterances that keep their %wor
     answers: list[tuple[Planned, asyncio.Future[SegmentTimings]]] = field(default_factory=list)
     is_for_good: bool = True  # whether another run could do no better
@@ -223,7 +224,7 @@ class Corpus:
         if work.media is None or not work.untimed:
             return
         utterances = work.document.utterances
-        length_ms = await asyncio.to_thread(duration_ms, work.media)
+        length_ms = work.length_ms or await asyncio.to_thread(duration_ms, work.media)
         way = recover_by_words if self._options.utr == "whisper" else recover
         work.recovered = found = await way(self._client, work.media, stretches(utterances, work.untimed, length_ms))
         draft = plan(utterances, duration_ms=length_ms, longest_ms=self._longest_ms, recovered=found.places)
@@ -356,16 +357,10 @@ def inspect(source: Path, options: Options) -> FileReport:
                 utterance = work.utterance(part.utterance)
                 if not _is_to_do(utterance, work, options):
                     continue
-                words = _word_count(utterance)
-                report.words += words
-                report.words_aligned += words
-                report.utterances_aligned += 1
+                _count_aligned(report, utterance)
         for index in work.untimed:
             utterance = work.utterance(index)
-            words = _word_count(utterance)
-            report.words += words
-            report.words_aligned += words
-            report.utterances_aligned += 1
+            _count_aligned(report, utterance)
             why = "no time bullet: align looks for it in the recording"
             report.warnings.append(Note(utterance.line, 1, f"*{utterance.speaker}", why))
     report.settle()
@@ -384,15 +379,15 @@ def _prepare(report: FileReport, options: Options, longest_ms: int | None) -> _W
     if _wanted(draft, work, options):
         work.media = find_media(report.source, document.media, options.media_dirs)
         work.origin = replace(work.origin, recording=Recording.of(work.media))
-        length_ms = duration_ms(work.media)
-        draft = plan(document.utterances, duration_ms=length_ms, longest_ms=longest_ms)
-        _keep_wor(work, options, length_ms)
+        work.length_ms = duration_ms(work.media)
+        draft = plan(document.utterances, duration_ms=work.length_ms, longest_ms=longest_ms)
+        _keep_wor(work, options, work.length_ms)
         work.segments = _wanted(draft, work, options)
     for index, why in draft.skipped.items():
         utterance = work.utterance(index)
         if not _is_to_do(utterance, work, options):
             continue
-        if options.utr != "off" and utterance.problem is None and (utterance.span or utterance.bullet) is None:
+        if options.utr != "off" and utterance.problem is None and utterance.claim is None:
             work.untimed[index] = why
         else:
             work.leave_alone(index, why)
@@ -415,12 +410,9 @@ def _keep_wor(work: _Work, options: Options, recording_ms: int) -> None:
     for utterance in work.document.utterances:
         if _matters(utterance, work.document, options) and keeps_wor(utterance, recording_ms):
             work.kept.add(utterance.index)
-            words = _word_count(utterance)
             work.report.utterances_reused += 1
-            work.report.utterances_aligned += 1
-            work.report.words_reused += words
-            work.report.words_aligned += words
-            work.report.words += words
+            work.report.words_reused += _word_count(utterance)
+            _count_aligned(work.report, utterance)
 
 
 def _wanted(draft: Plan, work: _Work, options: Options) -> tuple[Planned, ...]:
@@ -438,6 +430,14 @@ def _is_to_do(utterance: Utterance, work: _Work, options: Options) -> bool:
 
 def _matters(utterance: Utterance, document: Document, options: Options) -> bool:
     return utterance.bullet is None or (options.wor and not document.is_ca)
+
+
+def _count_aligned(report: FileReport, utterance: Utterance) -> None:
+    """Count an utterance whose words would all get their times."""
+    words = _word_count(utterance)
+    report.words += words
+    report.words_aligned += words
+    report.utterances_aligned += 1
 
 
 def _word_count(utterance: Utterance) -> int:

@@ -158,8 +158,8 @@ def widened(utterances: Sequence[Utterance], index: int, times: UtteranceTimes) 
     if own is None or own != utterance.span or not said:
         return times
     earlier, later = utterances[index - 1 :: -1] if index else (), utterances[index + 1 :]
-    before = next((claim.end_ms for u in earlier if (claim := _claim(u))), 0)
-    after = next((claim.start_ms for u in later if (claim := _claim(u))), said[-1].end_ms)
+    before = next((claim.end_ms for u in earlier if (claim := u.claim)), 0)
+    after = next((claim.start_ms for u in later if (claim := u.claim)), said[-1].end_ms)
     start = max(min(own.start_ms, said[0].start_ms), min(own.start_ms, before))
     end = min(max(own.end_ms, said[-1].end_ms), max(own.end_ms, after))
     return times if (start, end) == (own.start_ms, own.end_ms) else replace(times, bullet=Bullet(start, end))
@@ -283,11 +283,11 @@ class _Planner:
 
     def _claim(self, utterance: Utterance) -> Bullet | None:
         """Where an utterance says it is, or was found."""
-        return _claim(utterance) or self._recovered.get(utterance.index)
+        return utterance.claim or self._recovered.get(utterance.index)
 
     def _obstacle(self, utterance: Utterance) -> str | None:
         """Why an utterance can neither be aligned nor stand beside one that is."""
-        bullet = _claim(utterance)
+        bullet = utterance.claim
         if utterance.problem is not None:
             return utterance.problem.message
         if bullet is None:
@@ -300,7 +300,7 @@ class _Planner:
         return None if self._duration_ms is None else past_end(bullet, self._duration_ms)
 
     def _add_timed(self, utterance: Utterance, bullet: Bullet) -> None:
-        context = self._context_ms if _claim(utterance) else max(self._context_ms, RECOVERED_MS)
+        context = self._context_ms if utterance.claim else max(self._context_ms, RECOVERED_MS)
         member = _Member(utterance, self._zone(bullet, context), bullet)
         run = self._placed_run(bullet)
         longest_gap = self._max_segment_ms if run else MAX_GAP_MS
@@ -384,7 +384,7 @@ class _Planner:
                 words += [_word(text, item.language, item.kind) for text in item.spoken or ("",)]
                 items.append((first, len(words)))
             if _has_words(member.utterance):
-                parts.append(Part(member.utterance.index, tuple(items), _reach(member, span), _claim(member.utterance)))
+                parts.append(Part(member.utterance.index, tuple(items), _reach(member, span), member.utterance.claim))
         if parts:
             self._segments.append(Planned(span, tuple(words), tuple(parts)))
 
@@ -405,11 +405,6 @@ def _reach(member: _Member, span: Span) -> Span:
         return member.zone
     start = min(member.zone.start_ms, max(span.start_ms, member.bullet.start_ms - REACH_MS))
     return Span(start, max(member.zone.end_ms, min(span.end_ms, member.bullet.end_ms + REACH_MS)))
-
-
-def _claim(utterance: Utterance) -> Bullet | None:
-    """Where an utterance says it is: from the first to the last of its bullets, most often the one that ends it."""
-    return utterance.span or utterance.bullet
 
 
 def _has_words(utterance: Utterance) -> bool:

@@ -21,7 +21,7 @@ from align_client.recognition import recognise
 from align_client.sdk.async_client import AsyncClient
 from align_client.sdk.errors import RequestRefused, ServerUnavailable
 from align_client.sdk.retry import Backoff
-from align_client.sdk.types import Word, WordKind
+from align_client.sdk.types import Word
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Collection, Sequence
@@ -50,7 +50,6 @@ LEAST_HEARD: Final = 0.4  # of an utterance's letters: with less it is not looke
 MS_PER_LETTER: Final = 70  # as fast as people speak, for words that were not heard
 LONGEST_PAUSE_MS: Final = 3_000  # within an utterance; words beyond it are taken for another's
 COVER: Final = 0.5  # of what lies between the first and the last stretch: with more it is heard in one go
-_KINDS: Final = {kind: WordKind[kind.name] for kind in ItemKind}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +84,7 @@ def stretches(utterances: Sequence[Utterance], lost: Collection[int], duration_m
     run: list[Utterance] = []
     before = 0
     for utterance in utterances:
-        claim = utterance.span or utterance.bullet
+        claim = utterance.claim
         if claim is None:
             if utterance.index in lost and utterance.problem is None:
                 run.append(utterance)
@@ -234,12 +233,7 @@ async def _located(client: AsyncClient, media: Path, stretch: Stretch) -> list[P
 
 
 def _words(utterance: Utterance) -> list[Word]:
-    return [
-        Word(text, item.language, _KINDS[item.kind])
-        for item in utterance.items
-        for text in item.spoken
-        if item.kind is ItemKind.WORD
-    ]
+    return [Word(text, item.language) for item in utterance.items for text in item.spoken if item.kind is ItemKind.WORD]
 
 
 async def _pieces(media: Path, span: Span) -> AsyncIterator[npt.NDArray[np.int16]]:

@@ -22,7 +22,7 @@ from align_server.errors import statuses
 from align_server.locate import Locating
 from align_server.scheduling.memory import allocated
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
-from align_server.stream import Edge, Stream
+from align_server.stream import Edge, Stream, deadline_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
@@ -83,8 +83,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
     async def Align(self, requests: AsyncIterator[pb.AlignRequest], context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
         """Align or transcribe one segment."""
         arrived = time.monotonic()
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else arrived + remaining
+        deadline = deadline_of(context)
         async with statuses(context), self._counted(arrived):
             given = _metadata(context)
             self._refuse_unread(given, deadline)
@@ -136,8 +135,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
 
     async def Locate(self, requests: AsyncIterator[pb.LocateRequest], context: LocateContext) -> pb.LocateResponse:  # noqa: N802  named by the contract
         """Find the utterances of a transcript in a recording."""
-        remaining = context.time_remaining()
-        deadline = None if remaining is None else time.monotonic() + remaining
+        deadline = deadline_of(context)
         async with statuses(context), self._counting_refusals():
             first = await anext(aiter(requests), None)
             if first is None or not first.HasField("open"):

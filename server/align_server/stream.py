@@ -40,6 +40,12 @@ HOLD_S = 1.0  # ... after so long, where as much audio of the same stream still 
 log = structlog.get_logger()
 
 
+def deadline_of(context: ServicerContext[Any, Any]) -> float | None:
+    """When the caller stops waiting, on the clock of `time.monotonic`; None where it does not say."""
+    remaining = context.time_remaining()
+    return None if remaining is None else time.monotonic() + remaining
+
+
 @dataclass(slots=True, eq=False)
 class Edge:
     """What the calls of a server share."""
@@ -114,8 +120,7 @@ class Stream:
         self._batcher = batcher
         self._context = context
         self._grant: Grant | None = None
-        remaining = context.time_remaining()
-        self._deadline = None if remaining is None else time.monotonic() + remaining
+        self._deadline = deadline_of(context)
         self._unanswered: set[Work] = set()
         self._outbox: deque[tuple[pb.SegmentResult | pb.SegmentRefusal, int]] = deque()  # with the audio's length in ms
         self._granted_ms = 0  # to be told; 0 where it was

@@ -12,12 +12,10 @@ import numpy as np
 import pytest
 import soundfile
 
-import support
-import whispers
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from support import ServerProcess
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -26,18 +24,7 @@ HEAD = "@UTF8\n@Begin\n@Languages:\teng\n@Participants:\tPAR Participant\n@ID:\t
 SENTENCES = 20
 
 
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.ServerProcess]:
-    """A server with tiny.en beside the embedded model, which is its default."""
-    model = f"whisper:{whispers.tiny_en()}"
-    server = support.launch(tmp_path_factory.mktemp("whisper") / "a.sock", "--model", "sphinx-en-us", "--model", model)
-    yield server
-    server.stop()
-
-
-def run(
-    server: support.ServerProcess, source: Path, expected: set[int]
-) -> tuple[subprocess.CompletedProcess[str], Path, Path]:
+def run(server: ServerProcess, source: Path, expected: set[int]) -> tuple[subprocess.CompletedProcess[str], Path, Path]:
     """What the program said, the result and the report."""
     out, report = source.parent / "out", source.parent / "report.json"
     command = [sys.executable, "-m", "align_client", "align", str(source), "-o", str(out), "--server", server.address]
@@ -59,7 +46,7 @@ def write(path: Path, said: list[str]) -> None:
 
 @pytest.mark.corpus
 def test_a_talk_gets_its_times_and_text_that_is_not_said_is_refused(
-    whisper: support.ServerProcess, corpus_dir: Path, tmp_path: Path
+    whisper: ServerProcess, corpus_dir: Path, tmp_path: Path
 ) -> None:
     rows: list[dict[str, Any]] = json.loads(
         (corpus_dir / "speech" / "speechocean" / "manifest.json").read_text(encoding="utf-8")
@@ -90,7 +77,7 @@ def test_a_talk_gets_its_times_and_text_that_is_not_said_is_refused(
     assert re.search(r"its words were not heard around \d+\.\d s", notes[HEAD.count("\n") + 2 + wrong])
 
 
-def test_a_server_without_a_model_that_hears_says_which_to_start(server: support.ServerProcess, tmp_path: Path) -> None:
+def test_a_server_without_a_model_that_hears_says_which_to_start(server: ServerProcess, tmp_path: Path) -> None:
     write(tmp_path / "talk.cha", ["hello my world"])
     done, result, _ = run(server, tmp_path / "talk.cha", {2})
     said = re.sub(r"\s+", " ", done.stderr)

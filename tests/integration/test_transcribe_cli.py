@@ -13,34 +13,24 @@ import numpy as np
 import pytest
 import soundfile
 
-import support
-import whispers
 from align_client import AsyncClient, Client, Word
 from align_client.chat.document import Document
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
+
+    from support import ServerProcess
 
 pytestmark = pytest.mark.timeout(600)
 
 
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Iterator[support.ServerProcess]:
-    """A server with tiny.en beside the embedded model, which is its default."""
-    model = f"whisper:{whispers.tiny_en()}"
-    server = support.launch(tmp_path_factory.mktemp("whisper") / "a.sock", "--model", "sphinx-en-us", "--model", model)
-    yield server
-    server.stop()
-
-
-def run(server: support.ServerProcess, *words: str | Path) -> subprocess.CompletedProcess[str]:
+def run(server: ServerProcess, *words: str | Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "align_client", "transcribe", *map(str, words)]
     environment = {**os.environ, "ALIGN_SERVER": server.address, "COLUMNS": "200"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
 
 
-def test_a_recording_becomes_a_transcript(whisper: support.ServerProcess, examples: Path, tmp_path: Path) -> None:
+def test_a_recording_becomes_a_transcript(whisper: ServerProcess, examples: Path, tmp_path: Path) -> None:
     done = run(whisper, examples / "interview.mp3", "-o", tmp_path / "interview.cha")
     assert done.returncode == 0, done.stderr
     assert re.search(r"interview\.cha: \d+ words in eng, in \d+\.\d s of audio, by whisper:", done.stdout)
@@ -71,7 +61,7 @@ def _words(text: str) -> set[str]:
     return set(re.findall(r"[a-z']+", re.sub("\x15[^\x15]*\x15", "", main)))
 
 
-def test_an_existing_file_is_not_written_over(whisper: support.ServerProcess, examples: Path, tmp_path: Path) -> None:
+def test_an_existing_file_is_not_written_over(whisper: ServerProcess, examples: Path, tmp_path: Path) -> None:
     target = tmp_path / "talk.cha"
     target.write_text("a day of work", encoding="utf-8")
     done = run(whisper, examples / "play.flac", "-o", target)
@@ -82,7 +72,7 @@ def test_an_existing_file_is_not_written_over(whisper: support.ServerProcess, ex
     assert target.read_text(encoding="utf-8").startswith("@UTF8\n@Begin\n")
 
 
-def test_silence_has_no_words(whisper: support.ServerProcess, tmp_path: Path) -> None:
+def test_silence_has_no_words(whisper: ServerProcess, tmp_path: Path) -> None:
     soundfile.write(tmp_path / "quiet.wav", np.zeros(16_000 * 40, np.int16), 16_000)
     done = run(whisper, tmp_path / "quiet.wav", "-o", tmp_path / "quiet.cha", "--language", "eng")
     assert done.returncode == 0, done.stderr
@@ -100,7 +90,7 @@ def test_silence_has_no_words(whisper: support.ServerProcess, tmp_path: Path) ->
     ],
 )
 def test_wrong_use(
-    whisper: support.ServerProcess, examples: Path, tmp_path: Path, words: tuple[str, ...], message: str
+    whisper: ServerProcess, examples: Path, tmp_path: Path, words: tuple[str, ...], message: str
 ) -> None:
     given = [word.replace("x.", f"{tmp_path}/x.") if word.startswith("x.") else word for word in words]
     done = run(whisper, examples / "play.flac", *given)
@@ -109,9 +99,7 @@ def test_wrong_use(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_language_that_the_model_does_not_know(
-    whisper: support.ServerProcess, examples: Path, tmp_path: Path
-) -> None:
+def test_a_language_that_the_model_does_not_know(whisper: ServerProcess, examples: Path, tmp_path: Path) -> None:
     done = run(whisper, examples / "play.flac", "-o", tmp_path / "x.cha", "--language", "fra")
     assert done.returncode == 2
     said = re.sub(r"\s+", " ", done.stderr)
@@ -119,7 +107,7 @@ def test_a_language_that_the_model_does_not_know(
     assert not (tmp_path / "x.cha").exists()
 
 
-def test_not_a_recording(whisper: support.ServerProcess, tmp_path: Path) -> None:
+def test_not_a_recording(whisper: ServerProcess, tmp_path: Path) -> None:
     (tmp_path / "talk.wav").write_text("no sound", encoding="utf-8")
     done = run(whisper, tmp_path / "talk.wav", "-o", tmp_path / "x.cha")
     assert done.returncode == 1
@@ -127,7 +115,7 @@ def test_not_a_recording(whisper: support.ServerProcess, tmp_path: Path) -> None
     assert not (tmp_path / "x.cha").exists()
 
 
-async def test_a_stream_aligns_and_transcribes_side_by_side(whisper: support.ServerProcess, examples: Path) -> None:
+async def test_a_stream_aligns_and_transcribes_side_by_side(whisper: ServerProcess, examples: Path) -> None:
     samples, rate = soundfile.read(examples / "play.flac", dtype="int16")
     pcm = samples[: 3 * rate] if rate == 16_000 else np.zeros(0, np.int16)
     async with AsyncClient(whisper.address) as client:
@@ -143,7 +131,7 @@ async def test_a_stream_aligns_and_transcribes_side_by_side(whisper: support.Ser
     assert all(one.start is not None and one.end is not None and one.end <= 3.0 for one in transcript.words)
 
 
-async def test_a_model_that_cannot_refuses_the_segment_alone(whisper: support.ServerProcess) -> None:
+async def test_a_model_that_cannot_refuses_the_segment_alone(whisper: ServerProcess) -> None:
     pcm = np.random.default_rng(0).normal(0, 1000, 16_000).astype(np.int16)
     async with AsyncClient(whisper.address, model="sphinx-en-us") as client, client.stream() as stream:
         found = await stream.transcribe(pcm)
@@ -153,7 +141,7 @@ async def test_a_model_that_cannot_refuses_the_segment_alone(whisper: support.Se
         assert (await aligned)[0].text == "hello"
 
 
-def test_models_say_which_of_them_transcribe(whisper: support.ServerProcess) -> None:
+def test_models_say_which_of_them_transcribe(whisper: ServerProcess) -> None:
     with Client(whisper.address) as client:
         assert {row.name.partition(":")[0]: row.transcribes for row in client.models()} == {
             "sphinx-en-us": False,
@@ -161,7 +149,7 @@ def test_models_say_which_of_them_transcribe(whisper: support.ServerProcess) -> 
         }
 
 
-def test_from_python(whisper: support.ServerProcess, examples: Path) -> None:
+def test_from_python(whisper: ServerProcess, examples: Path) -> None:
     with Client(whisper.address) as client:
         found = client.transcribe(examples / "interview.mp3", "eng")
     assert found.language == "eng"

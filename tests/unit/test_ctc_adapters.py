@@ -22,7 +22,7 @@ from align_server.engines.ctc.encoder import Adapter, Encoder
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word
 from align_server.engines.precision import multiplies_int8
-from checkpoints import SPECIAL, change_json, write_adapted
+from checkpoints import SPECIAL, change_json, loaded, write_adapted
 from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
@@ -76,12 +76,6 @@ def engine(folder: Path) -> CtcEngine:
 def copy(folder: Path, tmp_path: Path) -> Path:
     """A checkpoint of the test's own."""
     return shutil.copytree(folder, tmp_path / "model")
-
-
-def loaded(folder: Path, precision: str = "fp32") -> CtcEngine:
-    engine = CtcEngine(f"ctc:{folder}", folder, "cpu", precision)
-    engine.load()
-    return engine
 
 
 def adapter_of(folder: Path, name: str) -> Path:

@@ -19,7 +19,7 @@ from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.engine import CtcEngine, _read_model
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
 from align_server.engines.precision import multiplies_int8
-from checkpoints import LETTERS, change_json, write_checkpoint
+from checkpoints import LETTERS, change_json, loaded, write_checkpoint
 from segments import PAUSE, SLOT, noise, segment
 
 if TYPE_CHECKING:
@@ -55,12 +55,6 @@ def engine(folder: Path) -> CtcEngine:
 def copy(folder: Path, tmp_path: Path) -> Path:
     """A checkpoint of the test's own."""
     return shutil.copytree(folder, tmp_path / "model")
-
-
-def loaded(folder: Path, precision: str = "fp32") -> CtcEngine:
-    engine = CtcEngine(f"ctc:{folder}", folder, "cpu", precision)
-    engine.load()
-    return engine
 
 
 def several() -> list[Segment]:

@@ -75,6 +75,11 @@ class Utterance:
     problem: Problem | None
 
     @property
+    def claim(self) -> Bullet | None:
+        """Where it says it is: from the first to the last of its bullets, most often the one that ends it."""
+        return self.span or self.bullet
+
+    @property
     def shown(self) -> tuple[int, ...]:
         """The indices of the items that %wor shows."""
         return tuple(i for i, item in enumerate(self.items) if item.kind is ItemKind.WORD)
