@@ -1,15 +1,22 @@
-"""Compares our %wor words with those of PyPI batchalign over a folder of CHAT files.
+"""Compares our %wor words with those of PyPI batchalign over a folder of CHAT files, or over generated ones.
 
     python compare_wor.py FOLDER BATCHALIGN_PYTHON
+    python compare_wor.py FOLDER BATCHALIGN_PYTHON --turns
+    python compare_wor.py --generated 500 BATCHALIGN_PYTHON
 
-Both are given the same copies of the files: a bullet on every turn, no old %wor, audio that is there. Prints each
-difference, then the totals that docs/wor.md quotes.
+Both are given the same copies of the files: a bullet on every turn, no old %wor, audio that is there. With --turns,
+and for generated documents, each turn is a file of its own, on one line beneath headers that batchalign takes, without
+dependent tiers and other bullets: batchalign refuses a whole file for one age or one word. Prints each difference, then
+the totals that docs/wor.md quotes.
 """
 # ruff: noqa: T201  it prints its comparison
 
 from __future__ import annotations
 
+import argparse
 import json
+import random
+import re
 import subprocess
 import sys
 import tempfile
@@ -20,11 +27,25 @@ from typing import TYPE_CHECKING
 
 from align_client.chat import Bullet, Document, Utterance, UtteranceTimes, WordTime
 
+sys.path.append(str(Path(__file__).parents[1]))
+from chat_grammar import whole
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 TURN_MS = 3000
 BEFORE_MEDIA = ("@ID:", "@Birth", "@L1")
+ALONE = """@UTF8
+@Begin
+@Languages:\t{languages}
+@Participants:\tPAR Participant
+{options}@ID:\t{language}|corpus|PAR|||||Participant|||
+@Media:\tsilence, audio
+*PAR:\t{said}
+@End
+"""
+NO_LANGUAGE = "xyz"  # of the grammar; batchalign takes no file that has it
+TURN_LANGUAGE = re.compile(r"\[- ([a-z]{3})\]")
 ORACLE = Path(__file__).with_name("batchalign_oracle.py")
 
 
@@ -54,11 +75,11 @@ class Comparison:
     differences: list[Difference] = field(default_factory=list)
 
 
-def compare(folder: Path, batchalign_python: Path) -> Comparison:
+def compare(folder: Path, batchalign_python: Path, *, by_turn: bool = False) -> Comparison:
     """Align every .cha under `folder` with both; raises CalledProcessError where the oracle itself fails."""
     with tempfile.TemporaryDirectory() as temporary:
         copies = Path(temporary)
-        turns = max(_copy(folder, copies))
+        turns = max((_copy_turns if by_turn else _copy)(folder, copies))
         audio = copies / "silence.wav"
         with wave.open(str(audio), "wb") as sink:
             sink.setnchannels(1)
@@ -68,6 +89,15 @@ def compare(folder: Path, batchalign_python: Path) -> Comparison:
         command = [str(batchalign_python), str(ORACLE), str(copies), str(audio)]
         answers = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
         return _compare(copies, answers)
+
+
+def compare_generated(documents: int, batchalign_python: Path) -> Comparison:
+    """The same over the turns of this many documents of tests/chat_grammar.py, which are the same each time."""
+    with tempfile.TemporaryDirectory() as folder:
+        for number in range(documents):
+            made = whole(random.Random(number))  # noqa: S311  no secret
+            (Path(folder) / f"{number}.cha").write_bytes(made.data)
+        return compare(Path(folder), batchalign_python, by_turn=True)
 
 
 def _copy(folder: Path, copies: Path) -> Iterator[int]:
@@ -90,10 +120,34 @@ def _copy(folder: Path, copies: Path) -> Iterator[int]:
         lines = [line for line in text.splitlines(keepends=True) if not line.startswith(("%wor:", "@Media:"))]
         before = max((i for i, line in enumerate(lines) if line.startswith(BEFORE_MEDIA)), default=1)
         lines.insert(before + 1, f"@Media:\t{path.stem}, audio\n")
-        target = copies / path.relative_to(folder)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_bytes("".join(lines).encode())
+        _write(copies / path.relative_to(folder), "".join(lines))
         yield len(document.utterances)
+
+
+def _copy_turns(folder: Path, copies: Path) -> Iterator[int]:
+    """Write each turn as a file of its own, named by its line; yields the number of turns of a file: one."""
+    yield 1
+    for path in sorted(folder.rglob("*.cha")):
+        document = Document.parse(path.read_bytes())
+        for turn in document.utterances:
+            target = copies / path.relative_to(folder).with_suffix("") / f"{turn.line}.cha"
+            _write(target, _alone(document, document.written(turn.index)))
+
+
+def _alone(document: Document, said: str) -> str:
+    languages = list(dict.fromkeys((*document.languages, *TURN_LANGUAGE.findall(said))))
+    languages = [language for language in languages if language != NO_LANGUAGE] or ["eng"]
+    return ALONE.format(
+        languages=", ".join(languages),
+        language=languages[0],
+        options="@Options:\tCA\n" if document.is_ca else "",
+        said=f"{said} {Bullet(0, TURN_MS)}",
+    )
+
+
+def _write(target: Path, text: str) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(text.encode())
 
 
 def _compare(copies: Path, answers: dict[str, dict[str, str]]) -> Comparison:
@@ -113,7 +167,11 @@ def _compare(copies: Path, answers: dict[str, dict[str, str]]) -> Comparison:
 
 
 def _with_wor(document: Document) -> tuple[Utterance, ...]:
-    times = {turn.index: UtteranceTimes(None, (WordTime(0, 1),) * len(turn.items)) for turn in document.utterances}
+    times = {
+        turn.index: UtteranceTimes(None, (WordTime(0, 1),) * len(turn.items))
+        for turn in document.utterances
+        if not turn.problem
+    }
     return Document.parse(document.with_times(times)).utterances
 
 
@@ -128,7 +186,18 @@ def _items_shown(turn: Utterance) -> tuple[str, ...]:
 
 def main() -> None:
     """Print the comparison of the folder and the python that the command line names."""
-    comparison = compare(Path(sys.argv[1]), Path(sys.argv[2]))
+    parser = argparse.ArgumentParser(description="Compare the words of %%wor tiers with those of batchalign.")
+    parser.add_argument("folder", type=Path, nargs="?", help="of .cha files")
+    parser.add_argument("python", type=Path, help="of an environment with batchalign")
+    parser.add_argument("--turns", action="store_true", help="each turn as a file of its own")
+    parser.add_argument("--generated", type=int, metavar="N", help="N documents of tests/chat_grammar.py")
+    options = parser.parse_args()
+    if (options.folder is None) == (options.generated is None):
+        parser.error("give a folder or --generated")
+    if options.generated is not None:
+        comparison = compare_generated(options.generated, options.python)
+    else:
+        comparison = compare(options.folder, options.python, by_turn=options.turns)
     for difference in comparison.differences:
         print(f"{difference.file}:{difference.line}")
         print("    ours   " + " ".join(difference.ours))

@@ -124,6 +124,12 @@ def test_in_ca_a_word_in_parentheses_is_left_out_and_breath_is_a_sound() -> None
     assert spoken("so (word) hhh .") == ["so", "word", "hhh"]
 
 
+def test_in_ca_what_is_marked_as_a_word_is_no_breath_and_a_mark_does_not_make_an_omission_a_word() -> None:
+    assert spoken("so (palabra)@s:spa (word)$n °hhh° hhh@o &-hhh yes .", options="CA") == [
+        "so", "?", "hhh", "hhh", "yes",
+    ]  # fmt: skip
+
+
 def test_greek_letters_that_are_marks_elsewhere_stay_in_greek() -> None:
     assert written("Ϋdra .", "ell") == "Ϋdra"
     assert written("ΫyawnΫ lauἩgh .", "eng") == "yawn laugh"

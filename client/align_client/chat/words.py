@@ -65,7 +65,7 @@ _PROSODY = str.maketrans("", "", marks.PROSODY + "+()")
 _OVERLAP_INDEX = re.compile(r"(?<=[⌈⌉⌊⌋])[0-9]")
 _SEGMENT_REPEAT = re.compile(r"↫[^↫]*↫")
 _LENGTHENING = re.compile(r":(?![0-9])|(?<![0-9]):")
-_OMITTED_IN_CA = re.compile(r"\([^()]*\)[.:]*")
+_OMITTED_IN_CA = re.compile(r"\([^()]*\)[.:]*(?:[@$].*)?")
 _BREATH = re.compile(r"\.?h{2,}", re.IGNORECASE)
 _LANGUAGE_CODE = re.compile(r"[a-z]{3}")
 
@@ -172,7 +172,9 @@ class _Reader:
         damaged = next((c for c in text if _is_damaged(c)), None)
         if damaged:
             raise _Trouble(at, f"{_shown(raw)} holds the damaged character U+{ord(damaged):04X}; write the word anew")
-        if text in UNTRANSCRIBED or (self._context.is_ca and _BREATH.fullmatch(text)):
+        is_marked = bool(mark) or raw.startswith("&-")  # as a word: hhh@o, &-hhh
+        is_breath = self._context.is_ca and not is_marked and _BREATH.fullmatch(text)
+        if text in UNTRANSCRIBED or is_breath:
             self._add(ItemKind.UNKNOWN_SOUND, at)
         elif any(c.isalnum() for c in text):
             self._add(ItemKind.WORD, at, language, text, spoken_words(text, language))
