@@ -50,25 +50,41 @@ class ServerProcess:
 def server(
     *flags: str, program: Sequence[str] = ("-m", "align_server"), settings: Mapping[str, str] | None = None
 ) -> Iterator[ServerProcess]:
-    """A server of its own on a socket in a private folder, ready to serve.
+    """A server of its own on a socket in a private folder, ready to serve, as `launch` starts it."""
+    with tempfile.TemporaryDirectory(prefix="ca-") as folder:
+        running = launch(Path(folder), *flags, program=program, settings=settings)
+        try:
+            yield running
+        finally:
+            running.process.terminate()
+            running.process.wait(timeout=60)
+
+
+def launch(
+    folder: Path,
+    *flags: str,
+    program: Sequence[str] = ("-m", "align_server"),
+    settings: Mapping[str, str] | None = None,
+) -> ServerProcess:
+    """Start a server on a socket in that folder, closed to others, and wait until it serves. Whoever starts it ends it.
 
     It learns in that folder too, so that no run depends on another or on the user's own server, and keeps no results
     unless told to: what is sent again is computed again. `program` is what
     Python runs; `settings` go to its environment.
     """
-    with tempfile.TemporaryDirectory(prefix="ca-") as folder:
-        path = Path(folder) / "align.sock"
-        log = Path(folder) / "server.log"
-        command = [sys.executable, *program, "run", "--socket", str(path), "--cache", "0", *flags]
-        environment = {**os.environ, "XDG_STATE_HOME": folder, **(settings or {})}
-        with log.open("wb") as output:
-            process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
-        try:
-            _wait_until_serving(process, f"unix:{path}", log)
-            yield ServerProcess(f"unix:{path}", psutil.Process(process.pid))
-        finally:
-            process.terminate()
-            process.wait(timeout=60)
+    path = folder / "align.sock"
+    log = folder / "server.log"
+    command = [sys.executable, *program, "run", "--socket", str(path), "--cache", "0", *flags]
+    environment = {**os.environ, "XDG_STATE_HOME": str(folder), **(settings or {})}
+    with log.open("ab") as output:
+        process = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+    try:
+        _wait_until_serving(process, f"unix:{path}", log)
+    except BaseException:
+        process.kill()
+        process.wait()
+        raise
+    return ServerProcess(f"unix:{path}", process)
 
 
 def free_port() -> int:
@@ -83,7 +99,13 @@ def cores() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _wait_until_serving(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+def batch_s(client: Client) -> float:
+    """How long a full batch of the server's first model takes on one lane."""
+    model = client.models()[0]
+    return model.batch_s / (model.rate / cores())
+
+
+def _wait_until_serving(process: psutil.Popen, address: str, log: Path) -> None:
     deadline = time.monotonic() + START_S
     with Client(address) as client:
         while True:

@@ -29,6 +29,7 @@ MEASUREMENTS = (
     "throughput",
     "corpus_run",
     "rerun",
+    "kills",
     "recovery",
     "client_memory",
     "in_process",
