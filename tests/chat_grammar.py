@@ -70,6 +70,8 @@ BULLET_FORMS = ("\x15{}_{}\x15",) * 8 + ("\x15{}_{}-\x15", '\x15%snd:"a b"_{}_{}
 PICTURE = '\x15%pic:"cat.jpg"\x15'
 LONGEST_TURN = 12
 MOST_TURNS = 7
+MOST_QUOTED = 3  # turns of one quotation
+QUOTED, QUOTATION_FOLLOWS, QUOTATION_PRECEDES = '+"', '+"/.', '+".'
 DAMAGE = (
     "[", "]", "<", ">", "\x15", "\ufffd", "\x00", "\ue000", "((", "[x 99999999]", "\x155_\x15", "\x159_1\x15", "*", "%",
     "@", "\t", "\r", "\n", "+", "&", "&*", "/", "://", "(", ")", "\u0332", "\u2028", "\x85", "0", "[- ",
@@ -143,7 +145,8 @@ class _Writer:
         for _ in range(chance.randint(0, MOST_TURNS)):
             if self._once_in(6):
                 lines.append(self._pick(HEADERS))
-            turns.append(self._turn(self._pick(speakers), lines))
+            speaker = self._pick(speakers)
+            turns += self._quotation(speaker, lines) if self._once_in(8) else [self._turn(speaker, lines)]
         if not self._once_in(5):
             lines.append("@End")
         text = "\n".join(lines) + self._pick(("\n", "\n", "\n", "", "\n\n"))
@@ -181,14 +184,26 @@ class _Writer:
         lines.append("@Media:\t" + ", ".join(dict.fromkeys((name, kind, *flags))))
         return name.strip('"'), kind, flags
 
-    def _turn(self, speaker: str, lines: list[str]) -> Turn:
+    def _quotation(self, speaker: str, lines: list[str]) -> list[Turn]:
+        """A turn that says who said it, and turns of the same speaker with what was said; or these, and who said it.
+
+        Or both: what stands between is told from both its ends.
+        """
+        form = self._pick(("follows", "precedes", "between"))
+        turns = [] if form == "precedes" else [self._turn(speaker, lines, terminator=QUOTATION_FOLLOWS)]
+        turns += [self._turn(speaker, lines, linker=QUOTED) for _ in range(self._chance.randint(1, MOST_QUOTED))]
+        return turns if form == "follows" else [*turns, self._turn(speaker, lines, terminator=QUOTATION_PRECEDES)]
+
+    def _turn(self, speaker: str, lines: list[str], *, linker: str = "", terminator: str = "") -> Turn:
+        """One turn with its tiers; where no linker or terminator is named, it may have any or none."""
         self._words, self._bullet, self._terminator = [], None, ""
         self._clock += self._chance.choice((0, 0, 120, 700, 3000))
         text = f"*{speaker}:" + self._pick(("\t", "\t", "\t", " ", "\t\t"))
         before = [f"[- {self._pick(LANGUAGES)}]"] if self._once_in(6) else []
-        before += [self._pick(LINKERS)] if self._once_in(6) else []
+        linker = linker or (self._pick(LINKERS) if self._once_in(6) else "")
+        before += [linker] if linker else []
         parts = before + self._said(self._chance.randint(0, LONGEST_TURN), 0)
-        parts += self._ending()
+        parts += self._ending(terminator)
         lines.append(text + "".join(part + self._pick(GAPS) for part in parts).rstrip() + self._pick(("", "", "", " ")))
         self._tiers(lines)
         return Turn(speaker, tuple(self._words), self._terminator, self._bullet)
@@ -274,10 +289,11 @@ class _Writer:
         self._bullet = (start, self._clock)
         return self._pick(BULLET_FORMS).format(start, self._clock)
 
-    def _ending(self) -> list[str]:
+    def _ending(self, terminator: str) -> list[str]:
         parts: list[str] = []
-        if not self._once_in(8):
-            self._terminator = self._pick((*TERMINATORS, *CA_TERMINATORS) if self._is_ca else TERMINATORS)
+        if terminator or not self._once_in(8):
+            any_of = (*TERMINATORS, *CA_TERMINATORS) if self._is_ca else TERMINATORS
+            self._terminator = terminator or self._pick(any_of)
             parts.append(self._terminator)
         parts += [self._pick(POSTCODES)] if self._once_in(6) else []
         parts += [self._time_bullet()] if self._once_in(2) else []

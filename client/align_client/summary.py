@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 MOST_FILES: Final = 20  # lines; of more files those with the most words without a time are shown
-HEADS: Final = (
-    "file", "utterances", "words", "aligned", "unaligned", "repaired", "reused", "cached", "audio", "speed", "",
-)  # fmt: skip
+HEADS: Final = ("file", "utterances", "words", "aligned", "unaligned", "repaired", "audio", "speed", "")
+# For a terminal of 80 columns.
+BROKEN: Final = {"utterances": "utter-\nances", "unaligned": "un-\naligned", "repaired": "re-\npaired"}
 
 
 def print_summary(reports: Sequence[FileReport], seconds: float) -> None:
@@ -45,9 +45,12 @@ def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _table(rows: Sequence[Sequence[str]], closing: Sequence[Sequence[str]]) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, show_edge=False, padding=(0, 1, 0, 0))
     for number, head in enumerate(HEADS):
-        table.add_column(head, justify="left" if number in {0, len(HEADS) - 1} else "right", overflow="fold")
+        is_text = number in {0, len(HEADS) - 1}
+        table.add_column(
+            BROKEN.get(head, head), justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text
+        )
     for number, row in enumerate(rows):
         table.add_row(*row, end_section=number == len(rows) - 1)
     for row in closing:
@@ -64,7 +67,7 @@ def _files(reports: Sequence[FileReport]) -> list[tuple[str, ...]]:
             os.path.relpath(report.source.absolute(), root),
             *_counts(report, len(report.repaired)),
             *(("-", "-") if report.unchanged else (_clock(report.audio_s), f"{report.speed:.0f}x")),
-            _state(report),
+            ", ".join(_state(report)),
         )
         for report in reports
         if id(report) in shown
@@ -72,27 +75,35 @@ def _files(reports: Sequence[FileReport]) -> list[tuple[str, ...]]:
 
 
 def _closing(reports: Sequence[FileReport], sums: Totals) -> list[tuple[str, ...]]:
-    made = [f"{count} {what}" for count, what in ((sums.failed, "failed"), (sums.unchanged, "unchanged")) if count]
     rows = []
     if len(reports) > MOST_FILES:
         rows.append((f"... {len(reports) - MOST_FILES} more", *[""] * (len(HEADS) - 1)))
     if len(reports) > 1:
-        counts = _counts(sums, sums.repaired)
         times = (_clock(sums.audio_s), f"{sums.speed:.0f}x")
-        rows.append((f"{len(reports)} files", *counts, *times, ", ".join(made)))
+        made = [f"{count} {what}" for count, what in ((sums.failed, "failed"), (sums.unchanged, "unchanged")) if count]
+        rows.append((f"{len(reports)} files", *_counts(sums, sums.repaired), *times, ", ".join(made + _origins(sums))))
     return rows
 
 
 def _counts(of: FileReport | Totals, repaired: int) -> tuple[str, ...]:
-    aligned_words = f"{of.words_aligned} ({100 * of.words_aligned // of.words}%)" if of.words else "0"
-    counts = (of.unaligned, repaired, of.utterances_reused, of.utterances_cached)
-    return (str(of.utterances), str(of.words), aligned_words, *map(str, counts))
+    aligned_words = f"{100 * of.words_aligned // of.words}%" if of.words else "-"
+    return (str(of.utterances), str(of.words), aligned_words, str(of.unaligned), str(repaired))
 
 
-def _state(report: FileReport) -> str:
+def _origins(of: FileReport | Totals) -> list[str]:
+    """Of how many utterances the times were not simply computed."""
+    counts = (
+        (of.utterances_recovered, "recovered"),
+        (of.utterances_reused, "reused"),
+        (of.utterances_cached, "cached"),
+    )
+    return [f"{count} {what}" for count, what in counts if count]
+
+
+def _state(report: FileReport) -> list[str]:
     if report.unchanged:
-        return "unchanged"
-    return "" if report.status is Status.ALIGNED else report.status.value
+        return ["unchanged"]
+    return [*([] if report.status is Status.ALIGNED else [report.status.value]), *_origins(report)]
 
 
 def _clock(seconds: float) -> str:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import random
+import re
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import pytest
@@ -46,6 +49,19 @@ def test_the_grammar_reaches_every_kind_of_token() -> None:
         found |= {match.lastgroup for match in TOKEN.finditer(text)}
     # `times` and `language` stand within a code, and are never the last group of a match.
     assert found >= set(TOKEN.groupindex) - {"times", "language"}
+
+
+def test_the_grammar_quotes_over_several_turns_of_one_speaker() -> None:
+    found: Counter[str] = Counter()
+    quoted = re.compile(r'(?:\[- \w+\]\s+)?\+"')
+    for seed in range(200):
+        text = whole(random.Random(seed)).data.decode()  # noqa: S311  no secret
+        turns = re.findall(r"^\*(\w+):\s+((?:.*\n\t)*.*)", re.sub(r"\r\n?", "\n", text), re.MULTILINE)
+        for (speaker, said), (following, then) in itertools.pairwise(turns):
+            if speaker == following:
+                found["follows"] += '+"/.' in said and quoted.match(then) is not None
+                found["precedes"] += '+".' in then and quoted.match(said) is not None
+    assert min(found["follows"], found["precedes"]) > 20
 
 
 @pytest.mark.parametrize(("option", "is_ca"), [("CA", True), ("CA-Unicode", True), ("ca", True), ("caps", False)])
