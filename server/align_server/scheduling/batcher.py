@@ -11,12 +11,13 @@ import logging
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import structlog
 
 from align_server.engines.engine import MissingReason, Result
+from align_server.scheduling.answers import Answers
+from align_server.scheduling.batch import LONG_MS, Batch
 from align_server.scheduling.pools import worker_pool
 from align_server.scheduling.queue import FairQueue, Turns, padded_ms
 from align_server.scheduling.steps import Steps
@@ -33,35 +34,12 @@ if TYPE_CHECKING:
     from align_server.scheduling.pools import Pools
     from align_server.scheduling.work import Work
 
-LONG_MS = 30_000  # items above this are not on all lanes at once...
-RESERVE_S = 10.0  # ... for that long after a shorter one came
+RESERVE_S = 10.0  # for which long items are not on all lanes, after a shorter one came
 WINDOW_S = 2.0  # of computing that one stream may have out
 HOLD_S = 0.1  # that a bulk result may wait for others: messages cost, and so does going from step to step
 LATE = "the deadline passed, or would have before the result was there, while the segment waited"
 
 log = structlog.get_logger()
-
-
-@dataclass(slots=True, eq=False)
-class _Batch:
-    """Work on its way; `cost_ms` is what the batch was expected to cost when it was taken."""
-
-    works: list[Work]
-    interactive: bool
-    cost_ms: int
-    items: list[tuple[Work, Any]] = field(default_factory=list)  # prepared
-    done: list[Work] = field(default_factory=list)  # computed
-    scored: deque[tuple[Work, Any]] = field(default_factory=deque)  # and not yet decoded
-    is_computed: bool = False
-    is_decoding: bool = False
-    taken_at: float = field(default_factory=time.monotonic)
-    started_at: float = 0.0
-    prepare_s: float = 0.0
-    decode_s: float = 0.0
-
-    @property
-    def is_long(self) -> bool:
-        return max(work.cost_ms for work in self.works) > LONG_MS
 
 
 class Batcher:
@@ -108,15 +86,15 @@ class Batcher:
             patience_s=lambda: self.throughput.seconds_alone(facts.batch_ms),
         )
         self._turns = Turns()
-        self._ready: dict[bool, deque[_Batch]] = {True: deque(), False: deque()}
+        self._ready: dict[bool, deque[Batch]] = {True: deque(), False: deque()}
         self._ahead = {True: 0, False: 0}  # batches taken and not yet computing
-        self._computing: set[_Batch] = set()
-        self._in_flight: set[_Batch] = set()
-        self._done: deque[tuple[Work, Result]] = deque()
-        self._flushing = False
+        self._spare: Batch | None = None  # bulk work for the first lane that is done
+        self._computing: set[Batch] = set()
+        self._in_flight: set[Batch] = set()
         self._pumping = False
         self._lock = threading.Lock()
         self._loop = asyncio.get_running_loop()
+        self._answers = Answers(self._loop, self._deliver)
         self._stopped = False
         self._quiet = asyncio.Event()
         self._quiet.set()
@@ -191,29 +169,32 @@ class Batcher:
     def pump(self) -> None:
         """Start whatever can start. Called after every change."""
         self._pumping = False
-        next_batch, step = (
-            (self._next_ready, self._job_compute) if self._pipelined else (self._next_taken, self._job_alone)
-        )
-        while len(self._computing) < self._lanes and (batch := next_batch()):
+        if not self._pipelined:
+            while len(self._computing) < self._lanes and (batch := self._next_taken()):
+                batch.taken_at = batch.started_at = time.monotonic()
+                self._begin(batch)
+                self._lane_pool.submit(self._job_lane, batch)
+            if self._spare is None and len(self._computing) >= self._lanes:
+                self._spare = self._take(interactive=False)
+            return
+        while len(self._computing) < self._lanes and (batch := self._next_ready()):
             self._computing.add(batch)
             batch.started_at = time.monotonic()
-            self._lane_pool.submit(self._job, step, batch)
-        if not self._pipelined:
-            return
+            self._lane_pool.submit(self._job, self._job_compute, batch)
         for interactive in (True, False):
             if interactive and self._is_bulk_due():
                 continue
             while self._ahead[interactive] < self._lanes and (batch := self._take(interactive=interactive)):
                 self._ahead[interactive] += 1
+                self.guard.take(self.share, batch.cost_ms)
                 self._pools.preprocess.submit(self._job, self._job_prepare, batch)
 
     def _is_bulk_due(self) -> bool:
         """Whether bulk work that was passed over for long enough still waits for room to be prepared."""
-        return (
-            bool(len(self.bulk)) and not self._ahead[False] and not self._turns.interactive_next(self._facts.batch_ms)
-        )
+        waits = bool(len(self.bulk) or self._spare) and not self._ahead[False]
+        return waits and not self._turns.interactive_next(self._facts.batch_ms)
 
-    def _take(self, *, interactive: bool) -> _Batch | None:
+    def _take(self, *, interactive: bool) -> Batch | None:
         queue = self.interactive if interactive else self.bulk
         if not len(queue):
             return None
@@ -226,21 +207,34 @@ class Batcher:
         works = queue.take(most, longest_ms=longest, room_ms=None if is_quiet else room)
         if not works:
             return None
-        batch = _Batch(works, interactive, padded_ms(works, pads=self.engine.pads))
+        batch = Batch(works, interactive, padded_ms(works, pads=self.engine.pads))
         self._in_flight.add(batch)
         self._quiet.clear()
-        self.guard.take(self.share, batch.cost_ms)
         return batch
 
-    def _next_taken(self) -> _Batch | None:
+    def _next_taken(self) -> Batch | None:
         """The next batch, not yet prepared: its lane does that too."""
         for interactive in (False, True) if self._is_bulk_due() else (True, False):
+            if not interactive and (spare := self._take_spare()):
+                return spare
             if batch := self._take(interactive=interactive):
-                self._turns.took(batch.cost_ms, interactive=interactive, bulk_waits=bool(len(self.bulk)))
                 return batch
         return None
 
-    def _next_ready(self) -> _Batch | None:
+    def _take_spare(self) -> Batch | None:
+        """From any thread: the batch that waits for a lane."""
+        with self._lock:
+            spare, self._spare = self._spare, None
+        return spare
+
+    def _begin(self, batch: Batch) -> None:
+        """A lane has it."""
+        self._computing.add(batch)
+        self.guard.take(self.share, batch.cost_ms)
+        waits = bool(len(self.bulk) or self._spare)
+        self._turns.took(batch.cost_ms, interactive=batch.interactive, bulk_waits=waits)
+
+    def _next_ready(self) -> Batch | None:
         interactive, bulk = self._ready[True], self._ready[False]
         if interactive and not (bulk and not self._turns.interactive_next(bulk[0].cost_ms)):
             batch = interactive.popleft()
@@ -256,22 +250,24 @@ class Batcher:
     def _drop(self, work: Work) -> None:
         work.fail(DeadlineTooSoon(LATE))  # counted where it is answered
 
-    def _job(self, step: Callable[[_Batch], None], batch: _Batch) -> None:
+    def _job(self, step: Callable[[Batch], None], batch: Batch) -> None:
         """Run a step in a worker thread; a fault of ours costs the batch an answer, and nobody a hang."""
         try:
             step(batch)
         except BaseException:
             log.exception("batch failed", model=self.engine.name)
             for work in batch.works:
-                self._hand_over(work, Result.missing(work.segment, MissingReason.ENGINE_FAILED, "see the server's log"))
+                failed = Result.missing(work.segment, MissingReason.ENGINE_FAILED, "see the server's log")
+                self._answers.put(work, failed)
+            self._answers.leave()
             self._loop.call_soon_threadsafe(self._abandoned, batch)
 
-    def _job_prepare(self, batch: _Batch) -> None:
+    def _job_prepare(self, batch: Batch) -> None:
         late: list[Work] = []
         batch.items = self._prepare(batch, batch.works, late)
         self._loop.call_soon_threadsafe(self._prepared, batch, late)
 
-    def _prepare(self, batch: _Batch, works: Sequence[Work], late: list[Work]) -> list[tuple[Work, Any]]:
+    def _prepare(self, batch: Batch, works: Sequence[Work], late: list[Work]) -> list[tuple[Work, Any]]:
         """Some of a batch's work, ready to be computed; what is too late is added to `late`."""
         started = time.monotonic()
         items = []
@@ -280,7 +276,8 @@ class Batcher:
             item = self._steps.prepare(work)
             work.prepared_at = time.monotonic()
             if isinstance(item, Result):
-                self._hand_over(work, item)
+                self._answers.put(work, item)
+                self._answers.leave()
             else:
                 items.append((work, item))
         batch.prepare_s += time.monotonic() - started
@@ -294,7 +291,7 @@ class Batcher:
             (wanted if on_time else late).append(work)
         return wanted
 
-    def _prepared(self, batch: _Batch, late: Sequence[Work]) -> None:
+    def _prepared(self, batch: Batch, late: Sequence[Work]) -> None:
         for work in late:
             self._drop(work)
         if batch.items:
@@ -304,7 +301,7 @@ class Batcher:
             self._finished(batch)
         self.pump()
 
-    def _abandoned(self, batch: _Batch) -> None:
+    def _abandoned(self, batch: Batch) -> None:
         if batch in self._computing:
             self._computing.discard(batch)
         elif self._pipelined and not batch.is_computed:
@@ -312,7 +309,7 @@ class Batcher:
         self._finished(batch)
         self.pump()
 
-    def _groups(self, batch: _Batch, works: Sequence[Work]) -> Iterator[list[Work]]:
+    def _groups(self, batch: Batch, works: Sequence[Work]) -> Iterator[list[Work]]:
         """What goes from step to step together: all that is padded to one length; else what takes HOLD_S, or one."""
         if self.engine.pads:
             yield list(works)
@@ -329,27 +326,48 @@ class Batcher:
             took_s += seconds
         yield group
 
-    def _job_alone(self, batch: _Batch) -> None:
-        """All three steps in the lane's own thread. Each result leaves when it is there, or soon."""
+    def _job_lane(self, first: Batch) -> None:
+        """One batch, and as long as nobody waits for an answer the spare: a lane that asks the loop for work idles."""
+        following: Batch | None = first
+
+        def alone(batch: Batch) -> None:
+            nonlocal following
+            following = None
+            late, seconds = self._alone(batch)
+            if not len(self.interactive) and (following := self._take_spare()):
+                following.taken_at = following.started_at = time.monotonic()
+            self._loop.call_soon_threadsafe(self._over, batch, late, seconds, following)
+
+        while following:
+            self._job(alone, following)
+
+    def _alone(self, batch: Batch) -> tuple[list[Work], float]:
+        """All three steps in the lane's own thread; what was too late, and how long it took.
+
+        Each result leaves when it is there, or soon.
+        """
         late: list[Work] = []
         for works in self._groups(batch, batch.works):
             scored = self._steps.compute(self._prepare(batch, works, late))
             now = time.monotonic()
             for work, item in scored:
                 work.computed_at = now
-                self._done.append((work, self._steps.decode(work, item)))
+                self._answers.put(work, self._steps.decode(work, item))
                 batch.done.append(work)
             batch.decode_s += time.monotonic() - now
-            self._wake()
-        seconds = time.monotonic() - batch.started_at
-        self._loop.call_soon_threadsafe(self._over, batch, late, seconds)
+            self._answers.leave()
+        return late, time.monotonic() - batch.started_at
 
-    def _over(self, batch: _Batch, late: Sequence[Work], seconds: float) -> None:
-        self._flush()
-        self._computed(batch, late, seconds)
-        self._decoded(batch)
+    def _over(self, batch: Batch, late: Sequence[Work], seconds: float, following: Batch | None) -> None:
+        self._answers.deliver()
+        self._book(batch, late, seconds)
+        self._metrics.step(self.engine.name, "decode", batch.decode_s)
+        self._finished(batch)
+        if following:
+            self._begin(following)
+        self.pump()
 
-    def _job_compute(self, batch: _Batch) -> None:
+    def _job_compute(self, batch: Batch) -> None:
         """The second step of what was prepared ahead; another thread decodes meanwhile."""
         late: list[Work] = []
         prepared = dict(batch.items)
@@ -366,7 +384,7 @@ class Batcher:
         if is_over:
             self._loop.call_soon_threadsafe(self._decoded, batch)
 
-    def _pass_on(self, batch: _Batch, scored: Sequence[tuple[Work, Any]]) -> None:
+    def _pass_on(self, batch: Batch, scored: Sequence[tuple[Work, Any]]) -> None:
         """Have decoded what is computed. What comes while the batch's decoder is at work, it finds by itself."""
         if not scored:
             return
@@ -384,7 +402,12 @@ class Batcher:
         self._metrics.ran_out(self.engine.name)
         log.warning("out of memory; smaller batches from now on", model=self.engine.name, cost_ms=cost_ms)
 
-    def _computed(self, batch: _Batch, late: Sequence[Work], seconds: float) -> None:
+    def _computed(self, batch: Batch, late: Sequence[Work], seconds: float) -> None:
+        self._book(batch, late, seconds)
+        self.pump()
+
+    def _book(self, batch: Batch, late: Sequence[Work], seconds: float) -> None:
+        """Its lane is done with it."""
         for work in late:
             self._drop(work)
         self._computing.discard(batch)
@@ -410,9 +433,8 @@ class Batcher:
                     compute_s=round(seconds, 4),
                     memory_mb=self.guard.memory.used() >> 20,
                 )
-        self.pump()
 
-    def _job_decode(self, batch: _Batch) -> None:
+    def _job_decode(self, batch: Batch) -> None:
         started = time.monotonic()
         while True:
             with self._lock:
@@ -421,21 +443,20 @@ class Batcher:
                     is_over = batch.is_computed
                     break
                 work, item = batch.scored.popleft()
-            result = self._steps.decode(work, item)
-            self._done.append((work, result))
+            self._answers.put(work, self._steps.decode(work, item))
             if batch.interactive:
-                self._wake()
-        self._wake()
+                self._answers.leave()
+        self._answers.leave()
         batch.decode_s += time.monotonic() - started
         if is_over:
             self._loop.call_soon_threadsafe(self._decoded, batch)
 
-    def _decoded(self, batch: _Batch) -> None:
+    def _decoded(self, batch: Batch) -> None:
         self._metrics.step(self.engine.name, "decode", batch.decode_s)
         self._finished(batch)
         self.pump()
 
-    def _finished(self, batch: _Batch) -> None:
+    def _finished(self, batch: Batch) -> None:
         if batch not in self._in_flight:
             return  # given up before
         self._in_flight.discard(batch)
@@ -445,25 +466,9 @@ class Batcher:
         if not self._in_flight:
             self._quiet.set()
 
-    def _hand_over(self, work: Work, result: Result) -> None:
-        self._done.append((work, result))
-        self._wake()
-
-    def _wake(self) -> None:
-        """From a worker thread: have the loop hand over what is done, once for results that are ready together."""
-        with self._lock:
-            if self._flushing or not self._done:
-                return
-            self._flushing = True
-        self._loop.call_soon_threadsafe(self._flush)
-
-    def _flush(self) -> None:
-        with self._lock:
-            self._flushing = False
-        while self._done:
-            work, result = self._done.popleft()
-            if work.deliver(result):
-                self.throughput.answered(work.segment.duration_ms)
-                self._metrics.answered(self.engine.name, work.segment.duration_ms, interactive=work.interactive)
-            else:
-                self._metrics.in_vain(self.engine.name)
+    def _deliver(self, work: Work, result: Result) -> None:
+        if work.deliver(result):
+            self.throughput.answered(work.segment.duration_ms)
+            self._metrics.answered(self.engine.name, work.segment.duration_ms, interactive=work.interactive)
+        else:
+            self._metrics.in_vain(self.engine.name)
