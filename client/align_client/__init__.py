@@ -17,7 +17,16 @@ if TYPE_CHECKING:
     from align_client.sdk.async_client import AsyncClient
     from align_client.sdk.client import Client
     from align_client.sdk.errors import AlignError
-    from align_client.sdk.types import AlignResult, MissingReason, ModelInfo, ServerInfo, Word, WordKind, WordTiming
+    from align_client.sdk.types import (
+        AlignResult,
+        MissingReason,
+        ModelInfo,
+        Phone,
+        ServerInfo,
+        Word,
+        WordKind,
+        WordTiming,
+    )
 
 __all__ = [
     "AlignError",
@@ -28,6 +37,7 @@ __all__ = [
     "MediaError",
     "MissingReason",
     "ModelInfo",
+    "Phone",
     "ServerInfo",
     "Transcript",
     "Word",

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from align_client.export import SUFFIXES
-from align_client.reaching import NO_SERVER, no_server, reach
+from align_client.export import PHONES, SUFFIXES
+from align_client.reaching import NO_SERVER, no_server, reach, told
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from align_client.files import Job
     from align_client.progress import Lines
@@ -169,33 +169,47 @@ def check(*, inputs: tuple[str, ...], media_dirs: tuple[Path, ...], report: Path
     help="The folder for the results; a folder INPUT's tree is kept. For one transcript also the file to write.",
 )
 @click.option("--force", is_flag=True, help="Write over results that exist.")
+@click.option("--phones", is_flag=True, help=f"With the phones of each word ({', '.join(PHONES)}); asks a server.")
 @media_dir
-def export(*, inputs: tuple[str, ...], form: str, out: Path, force: bool, media_dirs: tuple[Path, ...]) -> None:
-    """Write transcripts that have times as Praat, ELAN, subtitle, CSV or JSON files; needs no server.
+@_server
+def export(
+    *,
+    inputs: tuple[str, ...],
+    form: str,
+    out: Path,
+    force: bool,
+    phones: bool,
+    media_dirs: tuple[Path, ...],
+    address: str | None,
+    start_server: bool,
+    model: str | None,
+) -> None:
+    """Write transcripts that have times as Praat, ELAN, subtitle, CSV or JSON files; only phones need a server.
 
     INPUT is a .cha file with time bullets and %wor tiers, as `align` writes them, a folder, or @list.txt with one of
-    these a line. Only ELAN's files (eaf) look for the recording, to link it.
+    these a line. ELAN's files (eaf) look for the recording, to link it.
 
-    Exit code 1 says that something has no time and was left out, 2 that a file was not exported at all.
+    With --phones a server aligns the words again, and theirs are fitted into the times that %wor has. That takes the
+    recording, and a model that has phones, such as sphinx-en-us.
+
+    Exit code 1 says that something has no time, or no phones, and was left out, 2 that a file was not exported at all.
     """
-    from align_client.export.run import export as export_one
-    from align_client.report import complaints
+    from align_client.exporting import export_all, phones_from, refuse_existing
 
+    if phones and form not in PHONES:
+        raise click.UsageError(f"--phones: {form} files have no place for phones; choose from {', '.join(PHONES)}")
+    if not phones and (address or start_server or model):
+        raise click.UsageError("--server, --start-server and --model are for --phones; other exports need no server")
     suffix = SUFFIXES[form]
     is_folder = out.is_dir() or not (out.exists() or out.suffix.lower() in map(str.lower, SUFFIXES.values()))
     if not is_folder and out.suffix.lower() != suffix.lower():
         raise click.UsageError(f"{out} is not a folder, nor named {suffix} as --format {form} is; choose another OUT")
     work = _jobs(inputs, out, media_dirs, suffix)
-    existing = [job.target for job in work if job.target.exists()]
-    if existing and not force:
-        others = f" and {len(existing) - 1} more" if len(existing) > 1 else ""
-        raise click.UsageError(f"{existing[0]}{others} exists; choose another OUT, or write over it with --force")
-    done = []
-    for job in work:
-        done.append(exported := export_one(job, form, media_dirs))
-        click.echo(str(exported), err=not exported.utterances)
-        for line in complaints(job.source, [*exported.left_out, *exported.missing], exported.warnings, most=None):
-            click.echo(line, err=True)
+    if not force:
+        refuse_existing(work)
+    asking = phones_from(address, model, media_dirs, start_server=start_server) if phones else contextlib.nullcontext()
+    with asking as add_phones:
+        done = export_all(work, form, media_dirs, add_phones)
     if any(exported.error for exported in done):
         sys.exit(WRONG)
     sys.exit(0 if all(exported.is_complete for exported in done) else INCOMPLETE)
@@ -289,7 +303,7 @@ async def _transcribe(
     from align_client.transcription import transcribe
 
     console = Console(stderr=True)
-    with _told():
+    with told():
         async with AsyncClient(address, model=model) as client:
             await reach(client, start_server=start_server)
             with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
@@ -300,7 +314,7 @@ async def _transcribe(
                     )
                 except OSError as error:
                     raise click.ClickException(f"cannot write {out}: {error.strerror or error}") from error
-    raise AssertionError("_told() lets no error of ours pass")
+    raise AssertionError("told() lets no error of ours pass")
 
 
 async def _align(
@@ -334,27 +348,11 @@ async def _words(
     said = [word for written in text.split() for word in _said(written, language)]
     if not said:
         raise click.UsageError("there is no word in the text")
-    with _told():
+    with told():
         async with AsyncClient(address, model=model) as client:
             await reach(client, start_server=start_server)
             return await client.align(audio, said, language=language)
-    raise AssertionError("_told() lets no error of ours pass")
-
-
-@contextlib.contextmanager
-def _told() -> Iterator[None]:
-    """What goes wrong with one recording, as a message and an exit code."""
-    from align_client.media.errors import MediaError
-    from align_client.sdk.errors import AlignError, RequestRefused
-
-    try:
-        yield
-    except RequestRefused as error:
-        raise click.UsageError(str(error)) from error
-    except MediaError as error:
-        raise click.ClickException(str(error)) from error
-    except AlignError as error:
-        no_server(error)
+    raise AssertionError("told() lets no error of ours pass")
 
 
 def _said(written: str, language: str) -> list[str]:

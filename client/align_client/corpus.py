@@ -18,14 +18,15 @@ from align_client.chat.words import ItemKind
 from align_client.files import Job, write_atomically
 from align_client.media.errors import MediaError
 from align_client.media.locate import find_media
-from align_client.media.stream import cut_in_thread, duration_ms
-from align_client.plan import Part, Plan, Planned, collect, past_end, plan, widened
+from align_client.media.stream import duration_ms
+from align_client.plan import Part, Plan, Planned, collect, plan, widened
 from align_client.progress import Progress, Silent
 from align_client.recovery import UTR, Recovered, recover, recover_by_words, stretches
 from align_client.report import FileReport, Note, Status
 from align_client.reuse import keeps_wor
 from align_client.sdk.errors import AlignError, ServerUnavailable
 from align_client.sdk.types import MissingReason
+from align_client.sending import sent
 from align_client.unchanged import Ledger, Origin, Recording, digest
 
 if TYPE_CHECKING:
@@ -234,28 +235,12 @@ class Corpus:
                 work.lost[index] = found.refused.get(index) or draft.skipped.get(index, why)
 
     async def _submit(self, work: _Work, stream: _Stream) -> None:
-        """Cut the recording once, front to back, and send each segment as soon as there is room for it."""
+        """Send each segment as soon as there is room for it."""
         if work.media is None or not work.segments:
             return
-        waiting = list(reversed(work.segments))
-        try:
-            async for piece in cut_in_thread(work.media, [one.span for one in work.segments]):
-                segment = waiting.pop()
-                if piece.recording_ms is not None:
-                    for part in segment.parts:
-                        why = part.bullet and past_end(part.bullet, piece.recording_ms)
-                        if why or not len(piece.pcm):
-                            work.lost[part.utterance] = why or "the recording ends before it"
-                if len(piece.pcm):
-                    answer = await (await stream.open()).submit(piece.pcm, segment.words)
-                    answer.add_done_callback(functools.partial(self._advance, work.report, segment))
-                    work.answers.append((segment, answer))
-        except MediaError as error:
-            # What was cut before the damage is aligned all the same.
-            if not work.answers:
-                raise
-            for segment in waiting:
-                work.lost |= {part.utterance: str(error) for part in segment.parts}
+        async for segment, answer in sent(work.media, work.segments, stream.open, work.lost):
+            answer.add_done_callback(functools.partial(self._advance, work.report, segment))
+            work.answers.append((segment, answer))
 
     def _advance(self, report: FileReport, segment: Planned, answer: asyncio.Future[SegmentTimings]) -> None:
         if not answer.cancelled() and answer.exception() is None:

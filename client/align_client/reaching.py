@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Final, NoReturn
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from align_client.sdk.async_client import AsyncClient
 
 NO_SERVER: Final = 3  # exit code
@@ -49,3 +52,19 @@ def no_server(error: Exception) -> NoReturn:
     """End with the error's message."""
     click.echo(f"Error: {error}", err=True)
     sys.exit(NO_SERVER)
+
+
+@contextlib.contextmanager
+def told() -> Iterator[None]:
+    """What goes wrong on the way, as a message and an exit code."""
+    from align_client.media.errors import MediaError  # noqa: PLC0415  as above
+    from align_client.sdk.errors import AlignError, RequestRefused  # noqa: PLC0415
+
+    try:
+        yield
+    except RequestRefused as error:
+        raise click.UsageError(str(error)) from error
+    except MediaError as error:
+        raise click.ClickException(str(error)) from error
+    except AlignError as error:
+        no_server(error)

@@ -33,13 +33,15 @@ log = structlog.get_logger()
 
 
 def key(revision: str, device: str, segment: Segment) -> bytes:
-    """What a result depends on, 16 bytes: model, device, audio and words, and the versions that compute.
+    """What a result depends on, 16 bytes: model, device, audio, words, what is asked, and the versions that compute.
 
     A hash of that length has the same value for two of a billion segments once in 10^20 times; it is no protection
     from somebody who looks for such a pair, who can only spoil a store of their own.
     """
     digest = xxhash.xxh3_128()
-    asked = "" if segment.transcribe is None else f"transcribe {segment.transcribe}"
+    asked = "phones" if segment.phones else ""
+    if segment.transcribe is not None:
+        asked += f"transcribe {segment.transcribe}"
     words = "\0".join(f"{word.text}\0{word.language}\0{word.kind.value}" for word in segment.words)
     digest.update(f"{VERSIONS}\0{revision}\0{device}\0{asked}\0{words}\0".encode())
     digest.update(segment.pcm.data)

@@ -64,6 +64,8 @@ class Edge:
         found = wire.segment(message, pcm, max_segment_s=engine.max_segment_s, max_words=self.max_words)
         if found.transcribe is not None and not engine.transcribes:
             raise Invalid("segment.transcribe", f"model {engine.name!r} cannot find words; a whisper: model can")
+        if found.phones and not engine.phones:
+            raise Invalid("segment.phones", f"model {engine.name!r} has no phones; leave them out, or ask sphinx-en-us")
         return found
 
     def find(self, segment: Segment, batcher: Batcher) -> tuple[bytes, pb.SegmentResult | None]:
@@ -80,6 +82,8 @@ class Edge:
     def answer(self, segment: Segment, result: Result, name: bytes) -> pb.SegmentResult:
         """The message of a result, which is kept under its key. What our own fault spoiled is not."""
         found = pb.SegmentResult(words=wire.timings(result), said=wire.said(result))
+        if segment.phones:
+            wire.add_phones(found.words, result)
         if (
             self.cache is not None
             and name

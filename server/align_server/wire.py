@@ -53,7 +53,7 @@ def segment(message: pb.Segment, pcm: bytes, *, max_segment_s: float, max_words:
         raise Invalid("segment.words", f"{len(message.words)} words are more than the {max_words} allowed")
     found_words = words(message.words, "segment.words")
     transcribe = message.transcribe.language if message.HasField("transcribe") else None
-    found = Segment(message.id, np.frombuffer(pcm, dtype="<i2"), found_words, transcribe)
+    found = Segment(message.id, np.frombuffer(pcm, dtype="<i2"), found_words, transcribe, phones=message.phones)
     limit_ms = int(max_segment_s * 1000)
     if found.duration_ms > limit_ms:
         raise Invalid("segment.pcm", f"{found.duration_ms} ms of audio is longer than the {limit_ms} ms allowed")
@@ -92,6 +92,7 @@ def model(row: ModelStatus) -> pb.Model:
         max_segment_ms=int(batcher.engine.max_segment_s * 1000) if batcher else 0,
         is_default=row.is_default,
         transcribes=row.description.transcribes,
+        phones=row.description.phones,
         locates=bool(batcher and batcher.engine.scanning),
         load=pb.ModelLoad(
             queued_ms=batcher.queued_ms,
@@ -118,3 +119,10 @@ def timings(result: Result) -> list[pb.WordTiming]:
         else pb.WordTiming(reason=REASONS[word.reason], detail=word.detail)
         for word in result.words
     ]
+
+
+def add_phones(messages: Sequence[pb.WordTiming], result: Result) -> None:
+    """Put the phones of a segment's words into the messages of their times: apart, as few ask for them."""
+    for message, word in zip(messages, result.words, strict=True):
+        for phone in word.phones:
+            message.phones.add(symbol=phone.symbol, start_ms=phone.start_ms, end_ms=phone.end_ms)

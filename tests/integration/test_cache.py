@@ -59,11 +59,17 @@ async def test_the_second_time_nothing_is_computed(room: Path, keeping: ServerPr
         assert (after.segments_done, after.cached) == (20, 21)
         assert after.cache_bytes > 0
         assert not client.align(noise(3), WORDS[:2], sample_rate=RATE).cached
+        spoken = client.align(noise(3), WORDS, sample_rate=RATE, phones=True)
+        assert not spoken.cached
+        assert all(word.phones for word in spoken.words)
     keeping.stop()
     again = start(room)
     try:
         assert await send(again.address, 20) == first
         with Client(again.address) as client:
+            once_more = client.align(noise(3), WORDS, sample_rate=RATE, phones=True)
+            assert once_more.cached
+            assert once_more.words == spoken.words
             assert client.info().segments_done == 0
     finally:
         again.stop()

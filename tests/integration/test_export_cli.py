@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import subprocess
@@ -14,7 +15,7 @@ import pytest
 
 import exported as read
 from align_client.chat.document import Document
-from align_client.export import SUFFIXES
+from align_client.export import PHONES, SUFFIXES
 from align_client.export.run import export
 from align_client.files import Job
 from exported import Said
@@ -27,6 +28,9 @@ Client = Callable[..., Run]
 
 CHAT = "@UTF8\n@Begin\n@Languages:\teng\n@Media:\ttalk, audio\n*CHI:\thello world . {}\n@End\n"
 BULLET = "\x15100_900\x15\n%wor:\thello \x15100_300\x15 world \x15400_900\x15 ."
+
+
+ARPABET = "AA AE AH AO AW AY B CH D DH EH ER EY F G HH IH IY JH K L M N NG OW OY P R S SH T TH UH UW V W Y Z ZH"
 
 
 def run(*words: str | Path, server: str = "unix:/nowhere.sock") -> Run:
@@ -61,7 +65,7 @@ def words_in(path: Path, form: str) -> list[Said]:
             words = [word for name in tiers if name.endswith(" - words") for word in tiers[name]]
         case "eaf":
             eaf = read.eaf(path)
-            words = [word for name in eaf.parents for word in eaf.tiers[name]]
+            words = [word for name in eaf.parents if name.endswith(" - words") for word in eaf.tiers[name]]
         case "csv":
             rows = [row for row in read.rows(path) if row["start"]]
             words = [Said(row["word"], *(round(float(row[side]) * 1000) for side in ("start", "end"))) for row in rows]
@@ -70,6 +74,18 @@ def words_in(path: Path, form: str) -> list[Said]:
             timed = [word for word in said if word["start"] is not None]
             words = [Said(word["word"], round(word["start"] * 1000), round(word["end"] * 1000)) for word in timed]
     return sorted(words, key=lambda word: word[1:])
+
+
+def phones_in(path: Path, form: str) -> list[Said]:
+    """The phones of a result, by their time."""
+    if form == "json":
+        said = [word for utterance in read.document(path)["utterances"] for word in utterance["words"]]
+        values = [phone for word in said for phone in word["phones"]]
+        phones = [Said(one["phone"], round(one["start"] * 1000), round(one["end"] * 1000)) for one in values]
+    else:
+        tiers = read.textgrid(path) if form == "textgrid" else read.eaf(path).tiers
+        phones = [phone for name in tiers if name.endswith(" - phones") for phone in tiers[name]]
+    return sorted(phones, key=lambda phone: phone[1:])
 
 
 def utterances_in(path: Path, form: str) -> int:
@@ -123,6 +139,135 @@ class TestWhatAlignWrote:
         media = read.eaf(tmp_path / "play.eaf").media
         assert media["MEDIA_URL"] == f"file://{examples / 'play.flac'}"
         assert (tmp_path / media["RELATIVE_MEDIA_URL"]).resolve() == (examples / "play.flac").resolve()
+
+
+class TestPhones:
+    """With --phones a server is asked for those of each word."""
+
+    def export(self, server: ServerProcess, source: Path, form: str, out: Path, examples: Path) -> Run:
+        words = ("--phones", "--format", form, "-o", out, "--media-dir", examples)
+        return run("export", source, *words, server=server.address)
+
+    def hand_made(self, tmp_path: Path, main: str, wor: str) -> Path:
+        """A transcript of the first turn of the example, "what do you want to play with"."""
+        source = tmp_path / "mine.cha"
+        lines = (
+            "@UTF8",
+            "@Begin",
+            "@Languages:\teng",
+            "@Media:\tplay, audio",
+            f"*MOT:\t{main}",
+            f"%wor:\t{wor}",
+            "@End",
+        )
+        source.write_text("\n".join((*lines, "")).replace("•", "\x15"))
+        return source
+
+    @pytest.mark.parametrize("form", PHONES)
+    def test_each_word_is_filled_by_its_phones(
+        self, server: ServerProcess, aligned: Path, tmp_path: Path, form: str, examples: Path
+    ) -> None:
+        done = self.export(server, aligned, form, tmp_path, examples)
+        assert done.returncode == 0, done.stderr
+        assert done.stderr == ""
+        assert re.search(r"play\.\w+: (\d+) of \1 utterances, (\d+) words, \2 with phones", done.stdout)
+        for name in ("interview", "play"):
+            words = words_in(tmp_path / f"{name}{SUFFIXES[form]}", form)
+            assert words == sorted(read.wor_words(aligned / f"{name}.cha"), key=lambda word: word[1:])
+            found = phones_in(tmp_path / f"{name}{SUFFIXES[form]}", form)
+            assert {phone.text for phone in found} <= set(ARPABET.split())
+            for word in words:
+                own = [phone for phone in found if word.start_ms <= phone.start_ms < word.end_ms]
+                assert (own[0].start_ms, own[-1].end_ms) == word[1:]
+                assert all(a.end_ms == b.start_ms for a, b in itertools.pairwise(own))
+                if word.text == "want":
+                    assert [phone.text for phone in own] in (["W", "AA", "N", "T"], ["W", "AO", "N", "T"])
+
+    def test_tiers_of_phones_stand_below_their_words(
+        self, server: ServerProcess, aligned: Path, tmp_path: Path, examples: Path
+    ) -> None:
+        for form in ("textgrid", "eaf"):
+            assert self.export(server, aligned / "play.cha", form, tmp_path, examples).returncode == 0
+        grid, eaf = read.textgrid(tmp_path / "play.TextGrid"), read.eaf(tmp_path / "play.eaf")
+        expected = [f"{who} - {what}" for who in ("MOT", "CHI") for what in ("utterances", "words", "phones")]
+        assert list(grid) == list(eaf.tiers) == expected
+        assert grid == eaf.tiers
+        assert eaf.parents["CHI - phones"] == "CHI - words"
+
+    def test_times_that_wor_has_stay_and_words_without_phones_are_told_of(
+        self, server: ServerProcess, tmp_path: Path, examples: Path
+    ) -> None:
+        main = "what do you want to 漢字 with ? •420_2155•"
+        wor = (
+            "what •400_800• do you •867_1000• want •1000_1003• to •1100_1200• 漢字 •1200_1300• along •1300_1400• "
+            "with •1400_1800• ?"
+        )
+        source = self.hand_made(tmp_path, main, wor)
+        done = self.export(server, source, "json", tmp_path, examples)
+        assert done.returncode == 1
+        assert "1 of 1 utterances, 8 words, 4 with phones" in done.stdout
+        told = re.findall(r"mine\.cha:6:\d+: (\w+): no phones: (.*)", done.stderr)
+        assert [word for word, _ in told] == ["do", "want", "漢字", "along"]
+        for (_, why), expected in zip(
+            told, ("no time in %wor", "3 ms, too short for its 4", "cannot say this word", "no such word"), strict=True
+        ):
+            assert expected in why
+        words = read.document(tmp_path / "mine.json")["utterances"][0]["words"]
+        assert [bool(word["phones"]) for word in words] == [True, False, True, False, True, False, False, True]
+        (what,) = words[:1]
+        assert (what["phones"][0]["start"], what["phones"][-1]["end"]) == (0.4, 0.8)
+        grid = self.export(server, source, "textgrid", tmp_path, examples)
+        assert grid.stderr.count(": do: ") == 1
+
+    def test_words_may_be_all_that_says_where_a_turn_is(
+        self, server: ServerProcess, aligned: Path, tmp_path: Path, examples: Path
+    ) -> None:
+        lines = (aligned / "play.cha").read_text().splitlines()
+        bare = [re.sub("\x15.*?\x15", "", line) if line.startswith("*") else line for line in lines]
+        (tmp_path / "play.cha").write_text("\n".join(bare))
+        done = self.export(server, tmp_path / "play.cha", "json", tmp_path, examples)
+        assert re.search(r", (\d+) words, \1 with phones", done.stdout), done.stderr
+
+    def test_without_a_recording_nothing_is_written(self, server: ServerProcess, talk: Path, tmp_path: Path) -> None:
+        done = self.export(server, talk, "textgrid", tmp_path / "out", tmp_path)
+        assert done.returncode == 2
+        assert "phones take the recording" in done.stderr
+        assert "no recording of this name" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+    def test_without_a_server_nothing_is_written(self, talk: Path, tmp_path: Path) -> None:
+        done = run("export", talk, "--phones", "--format", "json", "-o", tmp_path / "out")
+        assert done.returncode == 3
+        assert "no server answers at unix:/nowhere.sock" in done.stderr
+        assert not (tmp_path / "out").exists()
+
+    @pytest.mark.parametrize(
+        ("words", "hint"),
+        [
+            *((["--phones", "--format", form], "textgrid, eaf, json") for form in SUFFIXES if form not in PHONES),
+            (["--format", "json", "--model", "sphinx-en-us"], "for --phones"),
+            (["--phones", "--format", "json", "--model", "nope", "--server", "{server}"], "no model 'nope'"),
+        ],
+    )
+    def test_what_cannot_be_asked_for_exits_with_2(
+        self, server: ServerProcess, talk: Path, tmp_path: Path, words: list[str], hint: str
+    ) -> None:
+        done = run("export", talk, "-o", tmp_path / "out", *(word.format(server=server.address) for word in words))
+        assert done.returncode == 2
+        assert hint in done.stderr
+        assert not (tmp_path / "out").exists()
+
+    def test_other_exports_do_not_load_grpc(self, talk: Path, tmp_path: Path) -> None:
+        code = (
+            "import sys; from align_client.cli import main\n"
+            "try: main(sys.argv[1:])\n"
+            "except SystemExit as end: print(end.code, 'grpc' in sys.modules)"
+        )
+        words = ("export", talk, "--format", "json", "-o", tmp_path)
+        done = subprocess.run(
+            [sys.executable, "-c", code, *map(str, words)], capture_output=True, text=True, check=True, timeout=60
+        )
+        assert done.stdout.splitlines()[-1] == "0 False"
 
 
 class TestInputs:

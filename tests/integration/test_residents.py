@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from align_client import AsyncClient, Client, Word
-from align_client.sdk.errors import ModelUnavailable
+from align_client.sdk.errors import ModelUnavailable, RequestRefused
 from checkpoints import write_checkpoint
 from support import eventually, launch
 
@@ -109,6 +109,36 @@ class TestOnDemand:
             result = await (await stream.submit(noise(), [Word("hello")]))
         assert result[0].reason is None
         assert state(server, SPHINX) == "serving"
+
+    async def test_a_model_without_phones_refuses_them_and_what_comes_without_goes_on(
+        self, server: ServerProcess, ctc: str
+    ) -> None:
+        async with AsyncClient(server.address, model=ctc) as client:
+            assert {row.name: row.phones for row in await client.models()} == {SPHINX: True, ctc: False}
+            with pytest.raises(RequestRefused, match="has no phones; leave them out, or ask sphinx-en-us") as caught:
+                await client.align(noise(), ["hello"], sample_rate=RATE, phones=True)
+            assert caught.value.field == "segment.phones"
+            async with client.stream() as stream:
+                refused = await stream.submit(noise(), [Word("hello")], phones=True)
+                taken = await stream.submit(noise(), [Word("hello")])
+                assert "segment.phones: " in (await refused)[0].why
+                assert (await taken)[0].reason is None
+
+    def test_an_export_with_phones_takes_the_model_that_has_them(
+        self, server: ServerProcess, ctc: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / "a.cha").write_text("@Begin\n*CHI:\thello . \x150_900\x15\n@End\n")
+        words = ["-m", "align_client", "export", str(tmp_path / "a.cha"), "--phones", "--format", "json"]
+        words += ["--server", server.address, "-o", str(tmp_path / "out")]
+
+        def export(*more: str) -> subprocess.CompletedProcess[str]:
+            return subprocess.run([sys.executable, *words, *more], capture_output=True, text=True, check=False)
+
+        refused = export("--model", ctc)
+        assert refused.returncode == 2
+        assert "has no phones; sphinx-en-us has" in " ".join(refused.stderr.split())
+        assert not (tmp_path / "out").exists()
+        assert export().returncode == 0  # it has no word of %wor to ask for, and so needs no recording
 
     @pytest.mark.parametrize("command", ["load", "unload"])
     def test_a_model_that_is_not_served_here_is_named_with_those_that_are(

@@ -166,6 +166,7 @@ class TestAlign:
             "serving",
             True,
         )
+        assert model.phones
         assert model.licence
         assert model.size_bytes > 5e6
         assert info.pid == server.process.pid

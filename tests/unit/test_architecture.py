@@ -32,6 +32,8 @@ RULES = {
     | {"align_client.sdk", "align_client.plan", "align_client.corpus", "align_client.cli"},
     CLIENT / "summary.py": WIRE | {"align_client.sdk", "align_client.corpus", "align_client.cli"},
     CLIENT / "plan.py": WIRE | {"align_client.corpus", "align_client.cli"},
+    CLIENT / "sending.py": WIRE | {"align_client.corpus", "align_client.export", "align_client.cli"},
+    CLIENT / "phones.py": WIRE | {"align_client.corpus", "align_client.cli"},
     CLIENT / "corpus.py": WIRE | {"align_client.cli"},
     SERVER / "engines": WIRE
     | {"align_server.scheduling", "align_server.service", "align_server.server", "align_client"},

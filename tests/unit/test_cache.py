@@ -47,6 +47,7 @@ class TestKey:
             key("r1", "cpu", Segment("1", AUDIO, WORDS[:2])),
             key("r1", "cpu", Segment("1", AUDIO, (Word("hello", "deu"), *WORDS[1:]))),
             key("r1", "cpu", Segment("1", AUDIO, (WORDS[0], Word("", "", WordKind.UNKNOWN_SOUND), WORDS[2]))),
+            key("r1", "cpu", Segment("1", AUDIO, WORDS, phones=True)),
             key("r1", "cpu", Segment("1", AUDIO, (), transcribe="")),
             key("r1", "cpu", Segment("1", AUDIO, (), transcribe="eng")),
         ]

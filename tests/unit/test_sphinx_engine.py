@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -162,6 +164,27 @@ def test_pauses_may_have_no_length_and_keep_the_order(engine: SphinxEngine) -> N
     assert result.words[2].end_ms == result.words[3].start_ms == result.words[3].end_ms == result.words[4].start_ms
 
 
+def test_phones_are_those_of_a_pronunciation_and_fill_their_word(engine: SphinxEngine) -> None:
+    item = segment("she had your dark suit in greasy wash water all year", 3.21)
+    (result,) = engine.align([replace(item, phones=True)])
+    for asked, word in zip(item.words, result.words, strict=True):
+        known = engine._ready().lexicon.pronunciations(asked.text)
+        assert tuple(phone.symbol for phone in word.phones) in known
+        assert (word.phones[0].start_ms, word.phones[-1].end_ms) == (word.start_ms, word.end_ms)
+        assert all(a.end_ms == b.start_ms for a, b in itertools.pairwise(word.phones))
+        assert all(phone.start_ms < phone.end_ms for phone in word.phones)
+    # Nothing else changes, and nobody gets them unasked.
+    assert [replace(word, phones=()) for word in result.words] == list(engine.align([item])[0].words)
+
+
+def test_what_is_no_word_or_has_no_time_has_no_phones(engine: SphinxEngine) -> None:
+    item = with_words(PAUSE, Word("hello"), SLOT, Word("hola", "spa"), Word("world"), Word("漢字"))
+    (result,) = engine.align([replace(item, phones=True)])
+    assert [len(word.phones) for word in result.words] == [0, 4, 0, 0, 4, 0]
+    (silent,) = engine.align([replace(item, phones=True, pcm=np.zeros(32000, np.int16))])
+    assert not any(word.phones for word in silent.words)
+
+
 def test_one_segment_that_fails_leaves_its_neighbours_alone(engine: SphinxEngine) -> None:
     good = segment("hello world")
     bad = [segment("strengths", 0.1), segment("漢字"), segment(""), Segment("z", np.zeros(9, np.int16), (Word("a"),))]
@@ -174,6 +197,7 @@ def test_a_result_is_the_same_alone_and_in_any_batch(engine: SphinxEngine) -> No
         segment(text, seconds, seed=i) for i, (text, seconds) in enumerate(zip(texts, (1, 9, 2, 0.3, 4), strict=True))
     ]
     batch.append(with_words(Word("hello"), SLOT, PAUSE, Word("world"), seconds=1.7))
+    batch.append(replace(batch[0], phones=True))
     alone = [engine.align([item])[0] for item in batch]
     assert engine.align(batch) == alone
     assert engine.align(batch[::-1]) == alone[::-1]

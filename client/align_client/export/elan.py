@@ -1,7 +1,7 @@
-"""ELAN's EAF: a tier of utterances for each speaker, and below it one of their words. Written by pympi.
+"""ELAN's EAF: a tier of utterances for each speaker, below it one of their words, and of phones. Written by pympi.
 
-Knows what ELAN wants: annotations of a tier that never overlap, words inside their utterance (Included_In), and a
-link to the recording.
+Knows what ELAN wants: annotations of a tier that never overlap, words inside their utterance and phones inside their
+word (Included_In), and a link to the recording.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
     from align_client.export.transcript import Transcript
 
-TURNS: Final = "utterances"  # the two types of tiers
+TURNS: Final = "utterances"  # the types of tiers
 WORDS: Final = "words"
+PHONES: Final = "phones"
 
 # ELAN's own names; of others it wants to know only whether there is a picture.
 _MIME_TYPES: Final = {
@@ -46,17 +47,24 @@ def write(transcript: Transcript, media_dirs: Sequence[Path] = ()) -> Written:
     eaf.add_linguistic_type(TURNS)
     eaf.remove_linguistic_type("default-lt")
     eaf.add_linguistic_type(WORDS, constraints="Included_In")
+    if transcript.phones:
+        eaf.add_linguistic_type(PHONES, constraints="Included_In")
     _link(eaf, transcript, media_dirs, written)
     for speaker in transcript.speakers:
-        of_turns, of_words = tiers.names(speaker)
+        of_turns, of_words, of_phones = tiers.names(speaker)
         eaf.add_tier(of_turns, ling=TURNS, part=speaker)
         eaf.add_tier(of_words, ling=WORDS, parent=of_turns, part=speaker)
+        if transcript.phones:
+            eaf.add_tier(of_phones, ling=PHONES, parent=of_words, part=speaker)
         turns = [utterance for utterance in transcript.utterances if utterance.speaker == speaker]
         words_of = {turn.line: tiers.as_timed(turn.words, written.missing) for turn in turns}
         for turn in tiers.apart(tiers.as_parents(turns, written.warnings), written.warnings):
             eaf.add_annotation(of_turns, turn.start_ms, turn.end_ms, turn.label)
-            for word in tiers.within(words_of[turn.line], turn, written.missing, written.warnings):
+            words = tiers.within(words_of[turn.line], turn, written.missing, written.warnings)
+            for word in words:
                 eaf.add_annotation(of_words, word.start_ms, word.end_ms, word.label)
+            for phone in tiers.as_phones(words):
+                eaf.add_annotation(of_phones, phone.start_ms, phone.end_ms, phone.label)
     written.data = b'<?xml version="1.0" encoding="UTF-8"?>\n' + pympi.Elan.to_string(eaf, encoding="UTF-8") + b"\n"
     return written
 

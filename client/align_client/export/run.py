@@ -10,6 +10,7 @@ from align_client.chat.document import NotChatError
 from align_client.export import elan, subtitles, tables, textgrid
 from align_client.export.transcript import read
 from align_client.files import write_atomically
+from align_client.media.errors import MediaError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -19,12 +20,15 @@ if TYPE_CHECKING:
     from align_client.files import Job
     from align_client.report import Note
 
+    AddPhones = Callable[[Transcript], Transcript]
+
 
 @dataclass(slots=True)
 class Exported:
     """What became of one file.
 
-    `left_out` are utterances without a time, `missing` words that the format cannot hold. Where `error` is set
+    `left_out` are utterances without a time, `missing` words that the format cannot hold, or without the phones that
+    were asked for: `with_phones` counts words that have some, None where they were not asked for. Where `error` is set
     nothing was written, nor where no utterance has a time.
     """
 
@@ -33,6 +37,7 @@ class Exported:
     total: int = 0
     utterances: int = 0
     words: int = 0
+    with_phones: int | None = None
     left_out: Sequence[Note] = ()
     missing: list[Note] = field(default_factory=list)
     warnings: list[Note] = field(default_factory=list)
@@ -51,14 +56,23 @@ class Exported:
         if not self.utterances:
             hint = "find its times with `align-client align`, and export what that writes"
             return f"{self.source}: none of its {self.total} utterances has a time, so nothing was written; {hint}"
-        return f"{self.target}: {self.utterances} of {self.total} utterances, {self.words} words"
+        phones = "" if self.with_phones is None else f", {self.with_phones} with phones"
+        return f"{self.target}: {self.utterances} of {self.total} utterances, {self.words} words{phones}"
 
 
-def export(job: Job, form: str, media_dirs: Sequence[Path] = ()) -> Exported:
-    """Write `job.target` in the format `form`, one of `SUFFIXES`. What goes wrong is in the answer, not raised."""
+def export(job: Job, form: str, media_dirs: Sequence[Path] = (), add_phones: AddPhones | None = None) -> Exported:
+    """Write `job.target` in the format `form`, one of `SUFFIXES`. What goes wrong is in the answer, not raised.
+
+    With `add_phones`, which gives the words of a transcript theirs, raise what that raises but for MediaError.
+    """
     exported = Exported(job.source, job.target)
     try:
         transcript = read(job)
+        if add_phones is not None:
+            transcript = add_phones(transcript)
+    except MediaError as error:
+        exported.error = f"its phones take the recording, and without --phones it needs none: {error}"
+        return exported
     except NotChatError as error:
         exported.error = str(error)
         return exported
@@ -75,9 +89,14 @@ def export(job: Job, form: str, media_dirs: Sequence[Path] = ()) -> Exported:
         exported.error = f"cannot write {job.target}: {error.strerror}"
         return exported
     exported.utterances = len(transcript.utterances)
-    exported.words = sum(len(utterance.words) for utterance in transcript.utterances) - len(written.missing)
+    words = [word for utterance in transcript.utterances for word in utterance.words]
+    exported.words = len(words) - len(written.missing)
+    if transcript.phones:
+        exported.with_phones = sum(bool(word.phones) for word in words)
     exported.left_out = transcript.left_out
-    exported.missing = written.missing
+    told = {(note.line, note.column) for note in written.missing}
+    phoneless = [note for note in transcript.phoneless if (note.line, note.column) not in told]
+    exported.missing = sorted([*written.missing, *phoneless], key=lambda note: (note.line, note.column))
     exported.warnings = [*transcript.warnings, *written.warnings]
     return exported
 

@@ -14,7 +14,7 @@ from align_client.export.transcript import Written
 
 if TYPE_CHECKING:
     from align_client.chat.wor import WordTime
-    from align_client.export.transcript import Transcript
+    from align_client.export.transcript import Phone, SaidWord, Transcript
 
 JSON_VERSION: Final = 1
 COLUMNS: Final = ("file", "speaker", "utterance", "utterance_start", "utterance_end", "word", "start", "end")
@@ -51,7 +51,7 @@ def as_json(transcript: Transcript) -> Written:
                 "start": u.time.start_ms / 1000,
                 "end": u.time.end_ms / 1000,
                 "text": u.text,
-                "words": [{"word": word.text, **_times(word.time)} for word in u.words],
+                "words": [_word(word, phones=transcript.phones) for word in u.words],
             }
             for u in transcript.utterances
         ],
@@ -59,7 +59,14 @@ def as_json(transcript: Transcript) -> Written:
     return Written((json.dumps(document, ensure_ascii=False, indent=1) + "\n").encode())
 
 
-def _times(time: WordTime | None) -> dict[str, float | None]:
+def _word(word: SaidWord, *, phones: bool) -> dict[str, Any]:
+    value: dict[str, Any] = {"word": word.text, **_times(word.time)}
+    if phones:
+        value["phones"] = [{"phone": phone.symbol, **_times(phone)} for phone in word.phones]
+    return value
+
+
+def _times(time: WordTime | Phone | None) -> dict[str, float | None]:
     return {"start": time.start_ms / 1000 if time else None, "end": time.end_ms / 1000 if time else None}
 
 

@@ -1,4 +1,4 @@
-"""Praat's TextGrid: two tiers for each speaker, of utterances and of words. Written by praatio.
+"""Praat's TextGrid: tiers of utterances, of words and, if asked for, of phones for each speaker. Written by praatio.
 
 Knows what Praat wants: intervals in seconds that fill each tier from 0 to the end, and never overlap.
 """
@@ -22,11 +22,13 @@ def write(transcript: Transcript) -> Written:
     written = Written(b"")
     by_name: dict[str, list[Interval]] = {}
     for speaker in transcript.speakers:
-        of_turns, of_words = tiers.names(speaker)
+        of_turns, of_words, of_phones = tiers.names(speaker)
         turns = [utterance for utterance in transcript.utterances if utterance.speaker == speaker]
         words = [word for utterance in turns for word in utterance.words]
         by_name[of_turns] = tiers.apart(tiers.as_bulleted(turns), written.warnings)
-        by_name[of_words] = tiers.apart(tiers.as_timed(words, written.missing), written.warnings)
+        by_name[of_words] = timed = tiers.apart(tiers.as_timed(words, written.missing), written.warnings)
+        if transcript.phones:
+            by_name[of_phones] = tiers.as_phones(timed)
     end_s = max(interval.end_ms for intervals in by_name.values() for interval in intervals) / 1000
     grid = {
         "xmin": 0.0,

@@ -1,4 +1,4 @@
-"""Tiers of intervals that do not overlap, as Praat and ELAN want them: for each speaker utterances and words.
+"""Tiers of intervals that do not overlap, as Praat and ELAN want them: for each speaker utterances, words and phones.
 
 CHAT lets utterances of one speaker overlap, words reach beyond their utterance, and both have no length; here that
 is put right, and each change noted. Times are milliseconds.
@@ -14,8 +14,8 @@ from align_client.report import Note
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from align_client.chat.wor import Bullet, WorWord
-    from align_client.export.transcript import TimedUtterance
+    from align_client.chat.wor import Bullet
+    from align_client.export.transcript import Phone, SaidWord, TimedUtterance
 
 
 @dataclass(slots=True)
@@ -31,20 +31,21 @@ class Interval:
     line: int
     column: int
     core: tuple[int, int]
+    phones: tuple[Phone, ...] = ()
 
 
-def names(speaker: str) -> tuple[str, str]:
-    """How the two tiers of a speaker are called: that of utterances and that of words."""
-    return f"{speaker} - utterances", f"{speaker} - words"
+def names(speaker: str) -> tuple[str, str, str]:
+    """How the tiers of a speaker are called: those of utterances, of words and of phones."""
+    return f"{speaker} - utterances", f"{speaker} - words", f"{speaker} - phones"
 
 
-def as_timed(words: Iterable[WorWord], missing: list[Note]) -> list[Interval]:
+def as_timed(words: Iterable[SaidWord], missing: list[Note]) -> list[Interval]:
     """The words that have a time; a tier has no place for the others, which go to `missing`."""
     intervals: list[Interval] = []
     for word in words:
         if word.time:
             start, end = word.time.start_ms, word.time.end_ms
-            intervals.append(Interval(start, end, word.text, word.line, word.column, (start, end)))
+            intervals.append(Interval(start, end, word.text, word.line, word.column, (start, end), word.phones))
         else:
             missing.append(Note(word.line, word.column, word.text, "this word has no time, so no tier can hold it"))
     return intervals
@@ -119,6 +120,17 @@ def within(words: Sequence[Interval], parent: Interval, missing: list[Note], war
     inside = apart(kept, warnings)
     missing += [_note(word, "there is no room for it in its turn") for word in inside if word.end_ms > parent.end_ms]
     return [word for word in inside if word.end_ms <= parent.end_ms]
+
+
+def as_phones(words: Iterable[Interval]) -> list[Interval]:
+    """The phones of words that have their place in a tier: cut with them, where these were cut."""
+    intervals: list[Interval] = []
+    for word in words:
+        for phone in word.phones:
+            start, end = max(phone.start_ms, word.start_ms), min(phone.end_ms, word.end_ms)
+            if start < end:
+                intervals.append(Interval(start, end, phone.symbol, word.line, word.column, (start, end)))
+    return intervals
 
 
 def _note(interval: Interval, why: str) -> Note:

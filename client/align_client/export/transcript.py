@@ -5,12 +5,12 @@ Reads by way of align_client.chat alone, and knows no format.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from align_client.chat.document import Document
 from align_client.chat.marks import printable
-from align_client.chat.wor import Bullet
+from align_client.chat.wor import Bullet, WorWord
 from align_client.report import Note
 
 if TYPE_CHECKING:
@@ -18,8 +18,24 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from align_client.chat.document import Media, Utterance
-    from align_client.chat.wor import WordTime, WorWord
+    from align_client.chat.wor import WordTime
     from align_client.files import Job
+
+
+@dataclass(frozen=True, slots=True)
+class Phone:
+    """One sound of a word, in milliseconds from the start of the recording."""
+
+    symbol: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
+class SaidWord(WorWord):
+    """A word of %wor. Its phones, if it has any, follow one another from its start to its end."""
+
+    phones: tuple[Phone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +53,7 @@ class TimedUtterance:
     time: Bullet
     text: str
     said: tuple[str, ...]
-    words: tuple[WorWord, ...]
+    words: tuple[SaidWord, ...]
 
     @property
     def reach(self) -> Bullet:
@@ -47,16 +63,22 @@ class TimedUtterance:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One file as it is exported. `total` counts all its utterances, `left_out` tells of those without a time."""
+    """One file as it is exported. `total` counts all its utterances, `left_out` tells of those without a time.
+
+    With `phones` those of its words were asked for; `phoneless` tells of words that have none.
+    """
 
     source: Path
     target: Path
+    document: Document
     media: Media | None
     languages: tuple[str, ...]
     utterances: tuple[TimedUtterance, ...]
     total: int
     left_out: tuple[Note, ...]
     warnings: tuple[Note, ...]
+    phones: bool = False
+    phoneless: tuple[Note, ...] = ()
 
     @property
     def speakers(self) -> tuple[str, ...]:
@@ -98,6 +120,7 @@ def read(job: Job) -> Transcript:
     return Transcript(
         source=job.source,
         target=job.target,
+        document=document,
         media=document.media,
         languages=document.languages,
         utterances=tuple(utterances),
@@ -107,7 +130,7 @@ def read(job: Job) -> Transcript:
     )
 
 
-def _words(utterance: Utterance, warnings: list[Note]) -> Iterator[WorWord]:
+def _words(utterance: Utterance, warnings: list[Note]) -> Iterator[SaidWord]:
     """The words of its %wor tier; a time that ends before it starts is none."""
     for word in utterance.wor or ():
         text = printable(word.text)
@@ -118,10 +141,10 @@ def _words(utterance: Utterance, warnings: list[Note]) -> Iterator[WorWord]:
             why = f"the time of “{text}” ends at {time.end_ms} ms, before it starts at {time.start_ms} ms; set it anew"
             warnings.append(Note(word.line, word.column, text, why))
             time = None
-        yield replace(word, text=text, time=time)
+        yield SaidWord(text, time, word.line, word.column)
 
 
-def _time(utterance: Utterance, words: tuple[WorWord, ...]) -> tuple[Bullet | None, str]:
+def _time(utterance: Utterance, words: tuple[SaidWord, ...]) -> tuple[Bullet | None, str]:
     """When it is said, from its bullets or else from its words; or why that is not known."""
     if utterance.span and utterance.span.end_ms >= utterance.span.start_ms and utterance.speaker:
         return utterance.span, ""
@@ -133,7 +156,7 @@ def _time(utterance: Utterance, words: tuple[WorWord, ...]) -> tuple[Bullet | No
     return None, "this turn has no time bullet and is left out; `align-client align` finds one where it can"
 
 
-def _said(utterance: Utterance, words: tuple[WorWord, ...]) -> tuple[str, ...]:
+def _said(utterance: Utterance, words: tuple[SaidWord, ...]) -> tuple[str, ...]:
     shown = [word.text for word in words] or [printable(utterance.items[i].written) for i in utterance.shown]
     return (*shown, utterance.terminator) if shown and utterance.terminator else tuple(shown)
 

@@ -84,7 +84,7 @@ class AsyncClient:
             await self._channel.close()
             self._channel = None
 
-    async def align(
+    async def align(  # noqa: PLR0913  what may be said of a segment, by name
         self,
         audio: str | os.PathLike[str] | npt.NDArray[np.generic],
         words: Sequence[str | Word],
@@ -92,8 +92,12 @@ class AsyncClient:
         language: str = "",
         sample_rate: int | None = None,
         model: str | None = None,
+        phones: bool = False,
     ) -> AlignResult:
-        """Align words to their audio: a path, or a mono array (int16 or float) with `sample_rate` in Hz."""
+        """Align words to their audio: a path, or a mono array (int16 or float) with `sample_rate` in Hz.
+
+        With `phones` the words come with theirs; raises RequestRefused where the model has none.
+        """
         if isinstance(audio, str | os.PathLike):
             pcm = await asyncio.to_thread(read, Path(audio))
         elif sample_rate is None:
@@ -102,7 +106,7 @@ class AsyncClient:
             pcm = await asyncio.to_thread(from_array, audio, sample_rate)
         items = [word if isinstance(word, Word) else Word(word, language) for word in words]
         request = pb.AlignRequest(model=self.model if model is None else model)
-        wire.fill(request.segment, "", pcm, items)
+        wire.fill(request.segment, "", pcm, items, phones=phones)
         deadline = time.monotonic() + self.timeout
         backoff = Backoff(self.timeout)
         while True:

@@ -53,7 +53,7 @@ class Client:
         """Close the connection; a later call opens it again."""
         _run(self._client.close())
 
-    def align(
+    def align(  # noqa: PLR0913  what may be said of a segment, by name
         self,
         audio: str | os.PathLike[str] | npt.NDArray[np.generic],
         words: Sequence[str | Word],
@@ -61,9 +61,15 @@ class Client:
         language: str = "",
         sample_rate: int | None = None,
         model: str | None = None,
+        phones: bool = False,
     ) -> AlignResult:
-        """Align words to their audio: a path, or a mono array (int16 or float) with `sample_rate` in Hz."""
-        return _run(self._client.align(audio, words, language=language, sample_rate=sample_rate, model=model))
+        """Align words to their audio: a path, or a mono array (int16 or float) with `sample_rate` in Hz.
+
+        With `phones` the words come with theirs; raises RequestRefused where the model has none.
+        """
+        return _run(
+            self._client.align(audio, words, language=language, sample_rate=sample_rate, model=model, phones=phones)
+        )
 
     def align_chat(self, source: str | os.PathLike[str], target: str | os.PathLike[str]) -> FileReport:
         """Align one CHAT file and write the result to `target`. The report says what was and what was not aligned."""

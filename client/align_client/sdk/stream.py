@@ -44,6 +44,7 @@ class _Pending:
     words: Sequence[Word]
     transcribe: str | None
     cost_ms: int
+    phones: bool = False
     losses: int = 0
     future: asyncio.Future[Any] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
@@ -111,9 +112,14 @@ class AlignStream:
                 self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
-    async def submit(self, pcm: npt.NDArray[np.int16], words: Sequence[Word]) -> asyncio.Future[SegmentTimings]:
-        """Hand over one segment, 16 kHz mono int16, and get its future. Waits while too much is held already."""
-        return await self._submit(_Pending(str(next(self._ids)), pcm, words, None, wire.audio_ms(pcm)))
+    async def submit(
+        self, pcm: npt.NDArray[np.int16], words: Sequence[Word], *, phones: bool = False
+    ) -> asyncio.Future[SegmentTimings]:
+        """Hand over one segment, 16 kHz mono int16, and get its future. Waits while too much is held already.
+
+        With `phones` the words come with theirs; a model that has none refuses the segment.
+        """
+        return await self._submit(_Pending(str(next(self._ids)), pcm, words, None, wire.audio_ms(pcm), phones))
 
     async def transcribe(self, pcm: npt.NDArray[np.int16], language: str = "") -> asyncio.Future[Transcript]:
         """The same for a segment whose words are to be found; `language` is ISO 639-3, empty for the one heard."""
@@ -260,6 +266,7 @@ class AlignStream:
             self._sent_ms += head.cost_ms
             self._unanswered[head.id] = head
             self._unanswered_ms += head.cost_ms
-            wire.fill(request.segments.add(), head.id, head.pcm, head.words, transcribe=head.transcribe)
+            asked = request.segments.add()
+            wire.fill(asked, head.id, head.pcm, head.words, transcribe=head.transcribe, phones=head.phones)
             together_ms += head.cost_ms
         return request if together_ms else None

@@ -38,12 +38,22 @@ class Word:
     kind: WordKind = WordKind.WORD
 
 
+@dataclass(frozen=True, slots=True)
+class Phone:
+    """One sound of a word, as the model's dictionary names it, in seconds from the start of the word's audio."""
+
+    symbol: str
+    start: float
+    end: float
+
+
 @dataclass(frozen=True, slots=True, repr=False)
 class WordTiming:
     """When a word was said, in seconds from the start of its audio.
 
     `start` and `end` are None where there is no time; then `reason` says why, and `detail` adds to it.
     `score` is 0 to 1: how well the word fits the audio under it.
+    `phones` are there where they were asked for: one after the other, from the word's start to its end.
     """
 
     text: str
@@ -52,11 +62,13 @@ class WordTiming:
     score: float = 0.0
     reason: MissingReason | None = None
     detail: str = ""
+    phones: tuple[Phone, ...] = ()
 
     def __repr__(self) -> str:
         shown = (
             ["text", "start", "end", "score"] if self.reason is None else ["text", "start", "end", "reason", "detail"]
         )
+        shown += ["phones"] if self.phones else []
         return f"WordTiming({', '.join(f'{name}={getattr(self, name)!r}' for name in shown)})"
 
     @property
@@ -110,7 +122,8 @@ class Transcript:
 class ModelInfo:
     """One model that a server can serve. `state` is available, loading, serving or failed.
 
-    `transcribes`: whether it finds words, too; `locates`: whether it can look for utterances, known once it serves.
+    `transcribes`: whether it finds words, too; `phones`: whether it gives those of words; `locates`: whether it can
+    look for utterances, known once it serves.
     The load is that of a model that serves: audio in seconds, `rate` in audio seconds per second.
     """
 
@@ -125,6 +138,7 @@ class ModelInfo:
     is_default: bool
     transcribes: bool = False
     locates: bool = False
+    phones: bool = False
     queued_s: float = 0.0
     computing_s: float = 0.0
     rate: float = 0.0

@@ -9,6 +9,7 @@ from align_client.sdk.types import (
     ClientLoad,
     MissingReason,
     ModelInfo,
+    Phone,
     SegmentTimings,
     ServerInfo,
     Transcript,
@@ -39,21 +40,24 @@ REASONS = {
 }
 
 
-def fill(
+def fill(  # noqa: PLR0913  what may be said of a segment, by name
     message: pb.Segment,
     segment_id: str,
     pcm: npt.NDArray[np.int16],
     words: Sequence[Word] = (),
     *,
     transcribe: str | None = None,
+    phones: bool = False,
 ) -> None:
     """Make the message that of a segment, where it stands: a message put into another is copied, audio and all.
 
-    With `transcribe`, a language or "" for the one that is heard, it asks for its words.
+    With `transcribe`, a language or "" for the one that is heard, it asks for its words; with `phones` for theirs.
     """
     if transcribe is not None:
         message.transcribe.language = transcribe
         message.transcribe.SetInParent()  # it is there even where it is empty
+    if phones:
+        message.phones = True
     message.id = segment_id
     message.pcm = pcm.astype("<i2", copy=False).tobytes()
     add_words(message, words)
@@ -97,7 +101,9 @@ def refused(words: Sequence[Word], refusal: pb.SegmentRefusal) -> SegmentTimings
 
 def _timing(text: str, answer: pb.WordTiming) -> WordTiming:
     if answer.HasField("start_ms") and answer.HasField("end_ms"):
-        return WordTiming(text, answer.start_ms / 1000, answer.end_ms / 1000, round(answer.score, SCORE_DIGITS))
+        phones = tuple(Phone(one.symbol, one.start_ms / 1000, one.end_ms / 1000) for one in answer.phones)
+        score = round(answer.score, SCORE_DIGITS)
+        return WordTiming(text, answer.start_ms / 1000, answer.end_ms / 1000, score, phones=phones)
     return WordTiming(text, reason=REASONS.get(answer.reason, MissingReason.ENGINE_FAILED), detail=answer.detail)
 
 
@@ -115,6 +121,7 @@ def model_info(message: pb.Model) -> ModelInfo:
         is_default=message.is_default,
         transcribes=message.transcribes,
         locates=message.locates,
+        phones=message.phones,
         queued_s=message.load.queued_ms / 1000,
         computing_s=message.load.computing_ms / 1000,
         rate=message.load.rate,

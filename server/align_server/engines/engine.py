@@ -54,7 +54,8 @@ class Segment:
 
     `pcm` is int16, mono, at `SAMPLE_RATE`, shape [samples]. With `transcribe` there are no words, and they are to be
     found: in that ISO 639-3 language, or where it is empty, in the one that is heard. None means aligning. With `scan`
-    there are no words either, and what the audio could be is asked for, see `Scanning`.
+    there are no words either, and what the audio could be is asked for, see `Scanning`. With `phones` those of
+    the words are asked for, too.
     """
 
     id: str
@@ -62,6 +63,7 @@ class Segment:
     words: tuple[Word, ...]
     transcribe: str | None = None
     scan: bool = False
+    phones: bool = False
 
     @property
     def duration_ms(self) -> int:
@@ -70,11 +72,21 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Phone:
+    """One sound of a word, as the model's dictionary names it, in ms from the segment's first sample."""
+
+    symbol: str
+    start_ms: int
+    end_ms: int
+
+
+@dataclass(frozen=True, slots=True)
 class WordTiming:
     """When a word was said, in ms from the segment's first sample, or the reason why that is not known.
 
     `start_ms` and `end_ms` are set together; `reason` is None exactly when they are set.
     `score` is 0 to 1: how well the word fits the audio under it. `detail` adds to the reason.
+    `phones` are there where they were asked for: one after the other, from the word's start to its end.
     """
 
     start_ms: int | None = None
@@ -82,6 +94,7 @@ class WordTiming:
     score: float = 0.0
     reason: MissingReason | None = None
     detail: str = ""
+    phones: tuple[Phone, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +194,11 @@ class Engine(abc.ABC):
     @property
     def transcribes(self) -> bool:
         """Whether it takes segments that ask for their words."""
+        return False
+
+    @property
+    def phones(self) -> bool:
+        """Whether it takes segments that ask for the phones of their words."""
         return False
 
     @property

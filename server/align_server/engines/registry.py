@@ -37,6 +37,7 @@ class ModelDescription:
     size_bytes: int
     note: str = ""
     transcribes: bool = False  # whether it can find words, too
+    phones: bool = False  # whether it knows the phones of words
     remote: bool = False  # whether it comes from elsewhere: `fetch` is to be called before `create`
 
 
@@ -56,6 +57,7 @@ def describe(name: str) -> ModelDescription:
             licence=LICENCE,
             size_bytes=sum(path.stat().st_size for path in weights.iterdir() if path.is_file()),
             note="CMU Sphinx US English, inside the pocketsphinx wheel",
+            phones=True,
         )
     if name == MMS:
         return ModelDescription(

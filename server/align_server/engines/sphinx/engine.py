@@ -96,7 +96,7 @@ class _Scored:
     """A segment whose best path is known; `scores` has those of its words, by item."""
 
     plan: Plan
-    owners: npt.NDArray[np.int64]  # [nodes]
+    graph: Graph
     path: Path
     evidence: timing.Evidence
     scores: dict[int, float]
@@ -116,6 +116,7 @@ class SphinxEngine(Engine):
     frame_ms: ClassVar[float] = timing.FRAME_MS
     max_segment_s: ClassVar[float] = 120.0
     pads: ClassVar[bool] = False
+    phones: ClassVar[bool] = True
 
     def __init__(self, device: str = "cpu") -> None:
         self._device = torch.device(device)
@@ -220,12 +221,16 @@ class SphinxEngine(Engine):
         return [_scan(item, loaded) if isinstance(item, _Scan) else _score(item, loaded) for item in batch]
 
     def decode(self, scored: _Scored | Result) -> Result:
-        """Place the boundaries of the words on the best path."""
+        """Place the boundaries of the words, and of their phones where they are asked for, on the best path."""
         if isinstance(scored, Result):
             return scored
         planned = scored.plan
-        times = timing.item_times(scored.path, scored.owners, scored.evidence, planned.duration_ms)
-        return planned.result(times, scored.scores)
+        edges = timing.edges(scored.path, scored.evidence, planned.duration_ms)
+        result = planned.result(timing.item_times(scored.path, scored.graph, edges), scored.scores)
+        if not planned.phones:
+            return result
+        names = self._ready().model.phones.names
+        return planned.with_phones(result, timing.item_phones(scored.path, scored.graph, edges, names))
 
     def _ready(self) -> _Loaded:
         if self._loaded is None:
@@ -281,4 +286,4 @@ def _score(item: _Prepared, loaded: _Loaded) -> _Scored | Result:
 
     evidence = timing.Evidence(scores.numpy(), item.senones, item.plain[item.rows])
     judged = timing.word_scores(path, graph, evidence, loaded.model.phones.filler, score)
-    return _Scored(item.plan, graph.owners, path, evidence, judged)
+    return _Scored(item.plan, graph, path, evidence, judged)

@@ -5,7 +5,7 @@ Knows words, pronunciations and items; nothing of audio but its length.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from align_server.engines.engine import MissingReason, Result, Segment, WordKind, WordTiming
@@ -17,6 +17,7 @@ from align_server.engines.sphinx.timing import FRAME_MS
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from align_server.engines.engine import Phone
     from align_server.engines.sphinx.lexicon import Lexicon
 
 
@@ -29,6 +30,7 @@ class Plan:
     places: tuple[int | None, ...]  # for each word: its item; None for a pause
     missing: dict[int, WordTiming]  # the words that no model of sound stands behind
     pause_after: bool
+    phones: bool  # whether they are asked for
 
     @property
     def shortest(self) -> int:
@@ -54,6 +56,11 @@ class Plan:
                 items = place + 1
                 words.append(self.missing.get(i) or WordTiming(*times[place], scores.get(place, 0.0)))
         return Result(tuple(words))
+
+    def with_phones(self, result: Result, phones: Mapping[int, tuple[Phone, ...]]) -> Result:
+        """The result with the phones of its words, which are given by item."""
+        heard = [phones.get(place, ()) if place is not None else () for place in self.places]
+        return Result(tuple(replace(word, phones=own) for word, own in zip(result.words, heard, strict=True)))
 
 
 def plan(segment: Segment, lexicon: Lexicon, phones: Mapping[str, int]) -> Plan | Result:
@@ -81,7 +88,7 @@ def plan(segment: Segment, lexicon: Lexicon, phones: Mapping[str, int]) -> Plan 
         places.append(len(items))
         items.append(Item(said, pause_before=pause))
         pause = False
-    made = Plan(segment.duration_ms, tuple(items), tuple(places), missing, pause)
+    made = Plan(segment.duration_ms, tuple(items), tuple(places), missing, pause, segment.phones)
     return _unsearchable(segment, made) or made
 
 

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from align_server.engines.engine import SAMPLE_RATE
+from align_server.engines.engine import SAMPLE_RATE, Phone
 from align_server.engines.sphinx.features import BOUNDARY_MS, HOP
 from align_server.engines.sphinx.graph import SILENCE, UNKNOWN_SOUND
 from align_server.engines.sphinx.model import STATES
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -39,18 +39,41 @@ class Evidence:
     rows: npt.NDArray[np.int64]
 
 
-def item_times(
-    path: Path, owners: npt.NDArray[np.int64], evidence: Evidence, duration_ms: int
-) -> list[tuple[int, int]]:
-    """Start and end of every item of the graph in ms, in order and within the audio."""
+def edges(path: Path, evidence: Evidence, duration_ms: int) -> npt.NDArray[np.int64]:
+    """Where the spans of a path begin, and where the last ends, in ms within the audio: shape [spans + 1]."""
     frames = evidence.scores.shape[1]
     edge = np.concatenate([[0.0], boundaries(path, evidence), [float(frames)]])
-    ms = np.minimum(np.rint(FRAME_MS * edge + BOUNDARY_MS).astype(int), duration_ms)
+    ms: npt.NDArray[np.int64] = np.minimum(np.rint(FRAME_MS * edge + BOUNDARY_MS).astype(int), duration_ms)
     ms[0], ms[-1] = 0, duration_ms
-    owner = owners[path.nodes]
+    return ms
+
+
+def item_times(path: Path, graph: Graph, ms: npt.NDArray[np.int64]) -> list[tuple[int, int]]:
+    """Start and end of every item of the graph in order, by the path's `edges`."""
+    owner = graph.owners[path.nodes]
     change = np.flatnonzero(np.diff(owner, prepend=SILENCE - 1, append=SILENCE - 1))  # where another item begins
     heard = owner[change[:-1]] != SILENCE
     return list(zip(ms[change[:-1][heard]].tolist(), ms[change[1:][heard]].tolist(), strict=True))
+
+
+def item_phones(
+    path: Path, graph: Graph, ms: npt.NDArray[np.int64], names: Sequence[str]
+) -> dict[int, tuple[Phone, ...]]:
+    """The phones of every word, by item, in the pronunciation that was heard; `names` are those of the phone set."""
+    found: dict[int, tuple[Phone, ...]] = {}
+    for span in np.flatnonzero(_is_word(path, graph)).tolist():
+        node = path.nodes[span]
+        item = int(graph.owners[node])
+        phone = Phone(names[graph.phones[node]], int(ms[span]), int(ms[span + 1]))
+        found[item] = (*found.get(item, ()), phone)
+    return found
+
+
+def _is_word(path: Path, graph: Graph) -> npt.NDArray[np.bool_]:
+    """Which spans of a path are phones of words: neither silence nor unknown sound."""
+    said: npt.NDArray[np.bool_] = graph.senones[path.nodes, 0] != UNKNOWN_SOUND
+    said &= graph.owners[path.nodes] != SILENCE
+    return said
 
 
 def boundaries(path: Path, evidence: Evidence) -> npt.NDArray[np.float64]:
@@ -89,7 +112,7 @@ def word_scores(
     all without context and in the state that fits best.
     `score(frames, senones)` scores what the evidence lacks, scaled as it is, shape [senones, frames].
     """
-    heard = (graph.owners[path.nodes] != SILENCE) & (graph.senones[path.nodes, 0] != UNKNOWN_SOUND)
+    heard = _is_word(path, graph)
     nodes = path.nodes[heard]
     middles = (path.entered[heard, 0] + path.ends[heard]) // 2
     wanted = np.flatnonzero(~np.repeat(filler, STATES))
