@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import functools
 import os
+import re
 import secrets
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+_MARK: Final = ".align-"  # in the names of half files: those of others are left alone
+_HALF: Final = re.compile(rf"\..*{re.escape(_MARK)}[0-9a-f]{{8}}\.tmp", re.DOTALL)
 
 
 class InputError(Exception):
@@ -86,20 +92,55 @@ def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
 
 
 def write_atomically(target: Path, data: bytes, mode_of: Path | None = None) -> None:
-    """Write a file so that it is never seen half done; with the permissions of `mode_of`. Raises OSError."""
+    """Write a file so that it is never seen half done; with the permissions of `mode_of`. Raises OSError.
+
+    What a process that was killed left of its own half files in the same folder goes.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     # Through a link, as a plain write would be: the link itself stays.
     target = target.resolve()
-    temporary = target.with_name(f".{target.name[:200]}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    _clear(target.parent)
+    with _temporary(target) as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
         if mode_of is not None:
-            shutil.copymode(mode_of, temporary)
-        temporary.replace(target)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+            shutil.copymode(mode_of, file.name)
+        Path(file.name).replace(target)
+
+
+@contextlib.contextmanager
+def _temporary(target: Path) -> Iterator[BinaryIO]:
+    """A file beside the target, locked as long as it is written; gone where it does not take the target's place."""
+    while True:
+        path = target.with_name(f".{target.name[:200]}{_MARK}{secrets.token_hex(4)}.tmp")
+        with path.open("xb") as file:
+            _lock(file, fcntl.LOCK_EX)
+            if not path.exists():  # one that clears up came in between
+                continue
+            try:
+                yield file
+            except BaseException:
+                with contextlib.suppress(OSError):
+                    path.unlink()
+                raise
+            return
+
+
+@functools.cache
+def _clear(folder: Path) -> None:
+    """Once for each folder: remove the half files whose writers are gone."""
+    with contextlib.suppress(OSError):
+        for path in [path for path in folder.iterdir() if _HALF.fullmatch(path.name)]:
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    path.unlink()
+
+
+def _lock(file: BinaryIO, how: int) -> bool:
+    """Lock an open file as long as it is open. False where somebody else has it, or it cannot be locked."""
+    try:
+        fcntl.flock(file, how)
+    except OSError:
+        return False
+    return True

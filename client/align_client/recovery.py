@@ -7,6 +7,8 @@ Knows utterances, stretches and places; the server finds the places, or the word
 from __future__ import annotations
 
 import asyncio
+import functools
+import itertools
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -24,7 +26,7 @@ from align_client.sdk.retry import Backoff
 from align_client.sdk.types import Word
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Collection, Sequence
+    from collections.abc import AsyncIterator, Callable, Collection, Sequence
     from pathlib import Path
 
     import numpy as np
@@ -49,6 +51,8 @@ GOOD_HEARD_FIT: Final = 0.85
 LEAST_HEARD: Final = 0.4  # of an utterance's letters: with less it is not looked at
 MS_PER_LETTER: Final = 70  # as fast as people speak, for words that were not heard
 LONGEST_PAUSE_MS: Final = 3_000  # within an utterance; words beyond it are taken for another's
+FOLLOWS_MS: Final = 1_000  # behind the end of the one before: an overlap that was found later was not found
+TAIL_MS: Final = 200  # behind such an utterance: it is not looked for beyond
 COVER: Final = 0.5  # of what lies between the first and the last stretch: with more it is heard in one go
 
 
@@ -105,8 +109,9 @@ async def recover(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -
     """
     recovered = Recovered()
     for stretch in wanted:
+        said = [_words(utterance) for utterance in stretch.utterances]
         try:
-            places = await _located(client, media, stretch)
+            places = await _located(client, functools.partial(_pieces, media, stretch.span), said)
         except RequestRefused as error:
             recovered.refused |= {one.index: f"no time bullet; {error}" for one in stretch.utterances}
             continue
@@ -117,7 +122,39 @@ async def recover(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -
                 start, end = (stretch.span.start_ms + round(1000 * time) for time in (place.start, place.end))
                 recovered.places[utterance.index] = Bullet(start, max(end, start + 1))
                 recovered.scores[utterance.index] = place.score
+    await _look_under(client, media, wanted, recovered)
     return recovered
+
+
+async def _look_under(client: AsyncClient, media: Path, wanted: Sequence[Stretch], recovered: Recovered) -> None:
+    """Look again for utterances that are marked as having begun while the one before went on.
+
+    The search has found them behind it, as it goes along with the audio. Here each is looked for alone, from where the
+    one before begins.
+    """
+    again: list[tuple[Span, Utterance]] = []
+    for stretch in wanted:
+        for before, utterance in itertools.pairwise(stretch.utterances):
+            over, place = recovered.places.get(before.index), recovered.places.get(utterance.index)
+            if over is None or place is None or not utterance.is_overlap:
+                continue
+            if place.start_ms < over.end_ms + FOLLOWS_MS:
+                again.append((Span(over.start_ms, min(place.end_ms + TAIL_MS, stretch.span.end_ms)), utterance))
+    spans = [span for span, _ in again]
+    looked_for = iter(again)
+    async for piece in cut_in_thread(media, spans):
+        span, utterance = next(looked_for)
+        try:
+            (place,) = await _located(client, functools.partial(_whole, piece.pcm), [_words(utterance)])
+        except RequestRefused:  # it stays where it was found
+            continue
+        found = recovered.places[utterance.index]
+        if place is not None and span.start_ms + round(1000 * place.start) < found.start_ms:
+            recovered.places[utterance.index] = Bullet(span.start_ms + round(1000 * place.start), found.end_ms)
+
+
+async def _whole(pcm: npt.NDArray[np.int16]) -> AsyncIterator[npt.NDArray[np.int16]]:
+    yield pcm
 
 
 async def recover_by_words(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -> Recovered:
@@ -222,12 +259,13 @@ def _language(utterances: Sequence[Utterance]) -> str:
     return max(languages, key=lambda one: languages[one], default="")
 
 
-async def _located(client: AsyncClient, media: Path, stretch: Stretch) -> list[Place | None]:
-    said = [_words(utterance) for utterance in stretch.utterances]
+async def _located(
+    client: AsyncClient, pieces: Callable[[], AsyncIterator[npt.NDArray[np.int16]]], said: Sequence[Sequence[Word]]
+) -> list[Place | None]:
     backoff = Backoff(PATIENCE_S)
     while True:
         try:
-            return await client.locate(_pieces(media, stretch.span), said)
+            return await client.locate(pieces(), said)
         except ServerUnavailable as error:
             await asyncio.sleep(backoff.delay(error))
 

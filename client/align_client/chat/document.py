@@ -61,7 +61,8 @@ class Utterance:
     `bullet` is the time bullet that ends it: no word follows it. `span` reaches over all its bullets, so it is what
     the words lie in; the two differ where a turn has several.
     `wor` is the existing %wor tier. Where `problem` is set the utterance was not understood: `items` then stop at
-    the problem, and `Document.with_times` refuses to touch it.
+    the problem, and `Document.with_times` refuses to touch it. `is_overlap` says that it is marked as having begun
+    while the one before it went on: by `+<`, or by `[<]` after some of its words.
     """
 
     index: int
@@ -73,6 +74,7 @@ class Utterance:
     terminator: str
     wor: tuple[WorWord, ...] | None
     problem: Problem | None
+    is_overlap: bool = False
 
     @property
     def claim(self) -> Bullet | None:
@@ -113,6 +115,7 @@ _SPEAKER = re.compile(r"\*(?P<code>[^\s:*]+)[ \t]*:")
 _DEPENDENT = re.compile(r"%(?P<code>[^\s:]+)[ \t]*:")
 _LANGUAGE = re.compile(r"[a-z]{3}")
 _CA_OPTION = re.compile(r"CA(?![a-z]).*", re.IGNORECASE)  # CA, CA-Unicode; not caps
+_OVERLAP = re.compile(r"\s*(?:\[- [a-z]{3}\]\s*)?\+<|.*\[<[0-9]?\]", re.DOTALL)
 _ANY_BULLET = re.compile(r"\x15[^\x15]*\x15")
 _KNOWN_HEADERS = frozenset(
     {
@@ -328,6 +331,7 @@ class Document:
             terminator=reading.terminator,
             wor=None,
             problem=problem,
+            is_overlap=_OVERLAP.match(text, speaker.end(), tier.end) is not None,
         )
 
     def _read_dependent(self, tier: _Tier, utterances: list[Utterance]) -> None:
