@@ -21,7 +21,16 @@ from align_client.media.locate import find_media
 from align_client.media.stream import duration_ms
 from align_client.plan import Part, Plan, Planned, collect, plan, widened
 from align_client.progress import Progress, Silent
-from align_client.recovery import UTR, Recovered, recover, recover_by_words, stretches
+from align_client.recovery import (
+    GOOD_FIT,
+    LEAST_FIT,
+    UTR,
+    Recovered,
+    fit,
+    recover,
+    recover_by_words,
+    stretches,
+)
 from align_client.report import FileReport, Note, Status
 from align_client.reuse import keeps_wor
 from align_client.sdk.errors import AlignError, ServerUnavailable
@@ -314,13 +323,13 @@ def _fits(work: _Work, part: Part, timings: Sequence[WordTiming]) -> bool:
     """Whether an utterance that was found fits there well enough; what does not is told."""
     utterance = work.utterance(part.utterance)
     said = [timings[i] for first, stop in part.items for i in range(first, stop)]
-    fit = work.recovered.fit(part.utterance, [timing.score for timing in said if timing.score])
+    fits = fit([timing.score for timing in said if timing.score])
     at = f"{work.recovered.places[part.utterance].start_ms / 1000:.1f} s"
-    if fit < work.recovered.least_fit:
+    if fits < LEAST_FIT:
         work.lost[part.utterance] = f"no time bullet, and what is said at {at}, where it would have to be, is not this"
         return False
     work.report.utterances_recovered += 1
-    if fit < work.recovered.good_fit:
+    if fits < GOOD_FIT:
         why = f"found at {at}, where its words fit badly: check that they are said there"
         work.report.warnings.append(Note(utterance.line, 1, f"*{utterance.speaker}", why))
     return True

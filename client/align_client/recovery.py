@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import functools
 import itertools
+import statistics
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
@@ -40,14 +41,12 @@ if TYPE_CHECKING:
 UTR: Final = ("auto", "whisper", "off")  # timing recovery: by the model that aligns, by words heard, not at all
 PIECE_MS: Final = 15_000  # of a recording, sent at a time
 PATIENCE_S: Final = 60.0  # with a server that does not answer
-# Of a place's score and the mean of its words' scores together. Of read sentences that were found rightly one of a
-# hundred has less than the first and one of twenty less than the second; of sentences that were not said there, half
-# and nine of ten.
-LEAST_FIT: Final = 0.55
-GOOD_FIT: Final = 0.72
-# The same where words were heard: the share of an utterance's letters that were, and the mean of its words' scores.
-LEAST_HEARD_FIT: Final = 0.6
-GOOD_HEARD_FIT: Final = 0.85
+# Of the geometric mean of an utterance's word scores where it was found. Of read sentences that were found rightly one
+# of eighty has less than the first and one of twelve less than the second; of sentences that were not said there,
+# three of five and nine of ten.
+LEAST_FIT: Final = 0.3
+GOOD_FIT: Final = 0.38
+LEAST_SCORE: Final = 0.001  # of a word: less is no worse
 LEAST_HEARD: Final = 0.4  # of an utterance's letters: with less it is not looked at
 MS_PER_LETTER: Final = 70  # as fast as people speak, for words that were not heard
 LONGEST_PAUSE_MS: Final = 3_000  # within an utterance; words beyond it are taken for another's
@@ -70,13 +69,11 @@ class Recovered:
 
     places: dict[int, Bullet] = field(default_factory=dict)
     refused: dict[int, str] = field(default_factory=dict)
-    scores: dict[int, float] = field(default_factory=dict)  # of the places
-    least_fit: float = LEAST_FIT  # of `fit`: below, an utterance is left without a time
-    good_fit: float = GOOD_FIT  # below, it is reported as doubtful
 
-    def fit(self, index: int, words: Sequence[float]) -> float:
-        """How well an utterance fits where it was found, by its place and the scores of its words there."""
-        return self.scores[index] + (sum(words) / len(words) if words else 0.0)
+
+def fit(scores: Sequence[float]) -> float:
+    """How well an utterance fits where it was found, by the scores of its words: one that does not fit counts most."""
+    return statistics.geometric_mean(max(score, LEAST_SCORE) for score in scores) if scores else 0.0
 
 
 def stretches(utterances: Sequence[Utterance], lost: Collection[int], duration_ms: int) -> list[Stretch]:
@@ -121,7 +118,6 @@ async def recover(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -
             else:
                 start, end = (stretch.span.start_ms + round(1000 * time) for time in (place.start, place.end))
                 recovered.places[utterance.index] = Bullet(start, max(end, start + 1))
-                recovered.scores[utterance.index] = place.score
     await _look_under(client, media, wanted, recovered)
     return recovered
 
@@ -145,12 +141,12 @@ async def _look_under(client: AsyncClient, media: Path, wanted: Sequence[Stretch
     async for piece in cut_in_thread(media, spans):
         span, utterance = next(looked_for)
         try:
-            (place,) = await _located(client, functools.partial(_whole, piece.pcm), [_words(utterance)])
+            (heard,) = await _located(client, functools.partial(_whole, piece.pcm), [_words(utterance)])
         except RequestRefused:  # it stays where it was found
             continue
         found = recovered.places[utterance.index]
-        if place is not None and span.start_ms + round(1000 * place.start) < found.start_ms:
-            recovered.places[utterance.index] = Bullet(span.start_ms + round(1000 * place.start), found.end_ms)
+        if heard is not None and (start_ms := span.start_ms + round(1000 * heard.start)) < found.start_ms:
+            recovered.places[utterance.index] = Bullet(start_ms, found.end_ms)
 
 
 async def _whole(pcm: npt.NDArray[np.int16]) -> AsyncIterator[npt.NDArray[np.int16]]:
@@ -159,7 +155,7 @@ async def _whole(pcm: npt.NDArray[np.int16]) -> AsyncIterator[npt.NDArray[np.int
 
 async def recover_by_words(client: AsyncClient, media: Path, wanted: Sequence[Stretch]) -> Recovered:
     """The same among the words that the server's first model that can find words hears. Raises as `recover` does."""
-    recovered = Recovered(least_fit=LEAST_HEARD_FIT, good_fit=GOOD_HEARD_FIT)
+    recovered = Recovered()
     if not wanted:
         return recovered
     spans = [stretch.span for stretch in wanted]
@@ -208,7 +204,6 @@ def _place(stretch: Stretch, heard: Sequence[Heard], language: str, recovered: R
         start = max(core.start_ms - MS_PER_LETTER * core.unheard_before, min(before, core.start_ms))
         end = max(min(core.end_ms + MS_PER_LETTER * core.unheard_after, after), start + 1)
         recovered.places[utterance.index] = Bullet(start, end)
-        recovered.scores[utterance.index] = core.share
         before = end
 
 

@@ -13,6 +13,7 @@ from align_client import files
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+    from typing import BinaryIO
 
 WRITER = """
 import sys, time
@@ -76,9 +77,9 @@ def test_a_writer_whose_file_is_cleared_away_before_it_is_locked_makes_another(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lock = files._lock
-    seen = []
+    seen: list[str] = []
 
-    def cleared(file: files.BinaryIO, how: int) -> bool:
+    def cleared(file: BinaryIO, how: int) -> bool:
         if not seen:
             (tmp_path / file.name).unlink()
         seen.append(file.name)

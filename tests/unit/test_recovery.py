@@ -8,7 +8,7 @@ from align_client.chat.document import Document
 from align_client.chat.wor import Bullet
 from align_client.media.stream import Span
 from align_client.plan import RECOVERED_MS, plan
-from align_client.recovery import Recovered, stretches
+from align_client.recovery import fit, stretches
 
 LENGTH_MS = 100_000
 HEAD = "@UTF8\n@Begin\n@Languages:\teng\n@Participants:\tCHI Target_Child\n@ID:\teng|x|CHI|||||Target_Child|||\n"
@@ -77,7 +77,7 @@ def test_found_utterances_do_not_reach_into_each_other() -> None:
     assert zones[1].end_ms == 7000 + RECOVERED_MS
 
 
-def test_the_fit_is_of_the_place_and_of_the_words() -> None:
-    recovered = Recovered(scores={3: 0.4})
-    assert recovered.fit(3, [0.5, 0.7]) == pytest.approx(1.0)
-    assert recovered.fit(3, []) == pytest.approx(0.4)
+def test_of_the_words_that_of_one_that_does_not_fit_counts_most() -> None:
+    assert fit([0.5, 0.5]) == pytest.approx(0.5)
+    assert fit([0.9, 0.1]) == pytest.approx(0.3)
+    assert fit([]) == 0
