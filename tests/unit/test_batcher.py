@@ -171,6 +171,37 @@ class TestLanesThatDoAll:
         await running.stop()
         assert engine.prepared[:2] == ["bulk 0", "call"]
 
+    async def test_a_lane_goes_on_with_the_next_batch_without_asking_the_loop(self) -> None:
+        hold = threading.Event()
+        engine = CountingEngine(hold=hold)
+        running = batcher(engine, batch_ms=1000, pipelined=False)
+        items = [work("a", str(i)) for i in range(4)]
+        for item in items:
+            running.put(item)
+        await until(lambda: engine.prepared)
+        assert engine.prepared == ["0"]
+        hold.set()
+        time.sleep(0.2)  # noqa: ASYNC251  the loop does nothing meanwhile
+        assert engine.prepared == ["0", "1"]
+        await asyncio.wait_for(asyncio.gather(*(item.future for item in items)), 10)
+        await running.stop()
+        assert engine.prepared == ["0", "1", "2", "3"]
+
+    async def test_what_was_taken_ahead_is_answered_when_the_model_stops(self) -> None:
+        hold = threading.Event()
+        engine = CountingEngine(hold=hold)
+        running = batcher(engine, batch_ms=1000, pipelined=False)
+        items = [work("a", str(i)) for i in range(3)]
+        for item in items:
+            running.put(item)
+        await until(lambda: engine.prepared)
+        stopping = asyncio.create_task(running.stop())
+        await asyncio.sleep(0)
+        hold.set()
+        await asyncio.wait_for(stopping, 10)
+        assert [item.future.exception() is None for item in items] == [True, True, False]
+        assert running.guard.is_quiet
+
     @pytest.mark.parametrize("step", ["prepare", "compute", "decode"])
     async def test_an_item_that_breaks_a_step_fails_alone(self, step: str) -> None:
         running = batcher(CountingEngine(poison={"bad": step}), pipelined=False)
