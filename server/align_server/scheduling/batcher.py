@@ -17,7 +17,7 @@ import structlog
 
 from align_server.engines.engine import MissingReason, Result
 from align_server.scheduling.answers import Answers
-from align_server.scheduling.batch import LONG_MS, Batch
+from align_server.scheduling.batch import LONG_MS, Batch, groups
 from align_server.scheduling.pools import worker_pool
 from align_server.scheduling.queue import FairQueue, Turns, padded_ms
 from align_server.scheduling.steps import Steps
@@ -312,19 +312,8 @@ class Batcher:
     def _groups(self, batch: Batch, works: Sequence[Work]) -> Iterator[list[Work]]:
         """What goes from step to step together: all that is padded to one length; else what takes HOLD_S, or one."""
         if self.engine.pads:
-            yield list(works)
-            return
-        most_s = 0.0 if batch.interactive else HOLD_S
-        group: list[Work] = []
-        took_s = 0.0
-        for work in works:
-            seconds = self.throughput.seconds_alone(work.cost_ms)
-            if group and took_s + seconds > most_s:
-                yield group
-                group, took_s = [], 0.0
-            group.append(work)
-            took_s += seconds
-        yield group
+            return iter([list(works)])
+        return groups(works, self.throughput.seconds_alone, 0.0 if batch.interactive else HOLD_S)
 
     def _job_lane(self, first: Batch) -> None:
         """One batch, and as long as nobody waits for an answer the spare: a lane that asks the loop for work idles."""
@@ -423,16 +412,8 @@ class Batcher:
                 self.engine.name, "compute", seconds - (0 if self._pipelined else batch.prepare_s + batch.decode_s)
             )
             if log.is_enabled_for(logging.DEBUG):
-                log.debug(
-                    "batch",
-                    model=self.engine.name,
-                    segments=len(works),
-                    audio_ms=sum(work.segment.duration_ms for work in works),
-                    cost_ms=cost,
-                    prepare_s=round(batch.prepare_s, 4),
-                    compute_s=round(seconds, 4),
-                    memory_mb=self.guard.memory.used() >> 20,
-                )
+                memory_mb = self.guard.memory.used() >> 20
+                log.debug("batch", model=self.engine.name, **batch.told(seconds), cost_ms=cost, memory_mb=memory_mb)
 
     def _job_decode(self, batch: Batch) -> None:
         started = time.monotonic()
