@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from align_client.chat.document import Document, NotChatError, UtteranceTimes
 from align_client.chat.words import ItemKind
-from align_client.files import Job, write_atomically
+from align_client.files import Job, clear, write_atomically
 from align_client.media.errors import MediaError
 from align_client.media.locate import find_media
 from align_client.media.stream import duration_ms
@@ -161,6 +161,7 @@ class Corpus:
             return None
         report = await asyncio.to_thread(self._ledger.unchanged, job, self._settings)
         if report is not None:
+            clear(job.target.resolve().parent)  # a client may have been killed that wrote it once more
             self._progress.finished(report)
         return report
 

@@ -92,14 +92,11 @@ def _walk(folder: Path, out: Path | None) -> Iterator[Path]:
 
 
 def write_atomically(target: Path, data: bytes, mode_of: Path | None = None) -> None:
-    """Write a file so that it is never seen half done; with the permissions of `mode_of`. Raises OSError.
-
-    What a process that was killed left of its own half files in the same folder goes.
-    """
+    """Write a file so that it is never seen half done; with the permissions of `mode_of`. Raises OSError."""
     target.parent.mkdir(parents=True, exist_ok=True)
     # Through a link, as a plain write would be: the link itself stays.
     target = target.resolve()
-    _clear(target.parent)
+    clear(target.parent)
     with _temporary(target) as file:
         file.write(data)
         file.flush()
@@ -107,6 +104,16 @@ def write_atomically(target: Path, data: bytes, mode_of: Path | None = None) -> 
         if mode_of is not None:
             shutil.copymode(mode_of, file.name)
         Path(file.name).replace(target)
+
+
+@functools.cache
+def clear(folder: Path) -> None:
+    """Once for each folder: remove the half files whose writers were killed."""
+    with contextlib.suppress(OSError):
+        for path in [path for path in folder.iterdir() if _HALF.fullmatch(path.name)]:
+            with contextlib.suppress(OSError), path.open("rb") as file:
+                if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
+                    path.unlink()
 
 
 @contextlib.contextmanager
@@ -125,16 +132,6 @@ def _temporary(target: Path) -> Iterator[BinaryIO]:
                     path.unlink()
                 raise
             return
-
-
-@functools.cache
-def _clear(folder: Path) -> None:
-    """Once for each folder: remove the half files whose writers are gone."""
-    with contextlib.suppress(OSError):
-        for path in [path for path in folder.iterdir() if _HALF.fullmatch(path.name)]:
-            with contextlib.suppress(OSError), path.open("rb") as file:
-                if _lock(file, fcntl.LOCK_EX | fcntl.LOCK_NB):
-                    path.unlink()
 
 
 def _lock(file: BinaryIO, how: int) -> bool:

@@ -88,7 +88,10 @@ class TestUnchanged:
         assert first["totals"]["unchanged"] == 0
         written = outputs(out)
         times = {path: (out / path).stat().st_mtime_ns for path in written}
+        half = out / next(iter(written)).with_name(".play.cha.align-01234567.tmp")
+        half.write_bytes(b"of a client that was killed")
         second = align(corpus, "-o", out)
+        assert not half.exists()
         assert second["computed"] == 0
         assert outputs(out) == written
         assert {path: (out / path).stat().st_mtime_ns for path in written} == times

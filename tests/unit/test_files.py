@@ -30,9 +30,9 @@ with files._temporary(Path(sys.argv[1])) as file:
 @pytest.fixture(autouse=True)
 def _as_another_process() -> Iterator[None]:
     """Folders are cleared once in a process."""
-    files._clear.cache_clear()
+    files.clear.cache_clear()
     yield
-    files._clear.cache_clear()
+    files.clear.cache_clear()
 
 
 def writer(target: Path) -> subprocess.Popen[str]:
