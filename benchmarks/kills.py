@@ -25,6 +25,7 @@ import processes
 from align_client.chat.document import Document
 from align_client.media.locate import find_media
 from align_client.media.stream import SAMPLE_RATE, read
+from align_client.reaching import NO_SERVER
 from inputs import PROJECT
 from rows import Row, Scale
 
@@ -38,7 +39,6 @@ SEED = 1
 MOMENT_S = (0.3, 1.2)  # after a start; before, a client imports and has touched nothing
 WRITES = 4  # one of so many kills of the client waits until it writes
 LOOK_S = 0.005
-NO_SERVER = 3  # what align-client ends with where none answers to begin with
 LONGEST_S = 120.0  # of a run that nobody kills any more
 
 

@@ -233,9 +233,7 @@ class _Writer:
             elif which == 3 and depth == 0 and self._once_in(2):
                 parts.append(f"&*{self._pick(SPEAKERS[:4])}:mhm")
                 self._terminator = ""
-            elif (
-                which == 4 and self._is_ca and depth == 0
-            ):  # a group that is repeated ends in a slot, whatever it holds
+            elif which == 4 and self._is_ca and depth == 0:  # a group may be repeated, and is then a slot at its end
                 parts.append(self._in_ca())
             else:
                 parts.append(self._pick(makers)())

@@ -104,7 +104,7 @@ async def _aligned(
     asked: Mapping[int, TimedUtterance],
 ) -> _Answers:
     """Align the utterances that are asked for, in the segments in which `align` would send them."""
-    media = find_media(transcript.source, transcript.media, media_dirs)
+    media = find_media(transcript.source, transcript.document.media, media_dirs)
     length_ms = await asyncio.to_thread(duration_ms, media)
     utterances = transcript.document.utterances
     lost: dict[int, str] = {}

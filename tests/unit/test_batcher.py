@@ -145,6 +145,15 @@ class TestPipeline:
 class TestLanesThatDoAll:
     """As on a CPU, where the same cores do everything."""
 
+    async def at_work(self, engine: CountingEngine, names: list[str]) -> tuple[Batcher, list[Work]]:
+        """A batcher with one lane, which has begun the first of these; each is a batch."""
+        running = batcher(engine, batch_ms=1000, pipelined=False)
+        items = [work("bulk", name) for name in names]
+        for item in items:
+            running.put(item)
+        await until(lambda: engine.prepared)
+        return running, items
+
     async def test_a_segment_stays_in_one_thread(self) -> None:
         engine = CountingEngine()
         running = batcher(engine, 2, batch_ms=3000, pipelined=False)
@@ -159,11 +168,7 @@ class TestLanesThatDoAll:
     async def test_nothing_is_taken_before_a_lane_is_free(self) -> None:
         hold = threading.Event()
         engine = CountingEngine(hold=hold)
-        running = batcher(engine, batch_ms=1000, pipelined=False)
-        bulk = [work("bulk", f"bulk {i}") for i in range(5)]
-        for item in bulk:
-            running.put(item)
-        await until(lambda: engine.prepared)
+        running, bulk = await self.at_work(engine, [f"bulk {i}" for i in range(5)])
         call = work("caller", "call", interactive=True)
         running.put(call)
         hold.set()
@@ -174,11 +179,7 @@ class TestLanesThatDoAll:
     async def test_a_lane_goes_on_with_the_next_batch_without_asking_the_loop(self) -> None:
         hold = threading.Event()
         engine = CountingEngine(hold=hold)
-        running = batcher(engine, batch_ms=1000, pipelined=False)
-        items = [work("a", str(i)) for i in range(4)]
-        for item in items:
-            running.put(item)
-        await until(lambda: engine.prepared)
+        running, items = await self.at_work(engine, [str(i) for i in range(4)])
         assert engine.prepared == ["0"]
         hold.set()
         time.sleep(0.2)  # noqa: ASYNC251  the loop does nothing meanwhile
@@ -190,11 +191,7 @@ class TestLanesThatDoAll:
     async def test_what_was_taken_ahead_is_answered_when_the_model_stops(self) -> None:
         hold = threading.Event()
         engine = CountingEngine(hold=hold)
-        running = batcher(engine, batch_ms=1000, pipelined=False)
-        items = [work("a", str(i)) for i in range(3)]
-        for item in items:
-            running.put(item)
-        await until(lambda: engine.prepared)
+        running, items = await self.at_work(engine, [str(i) for i in range(3)])
         stopping = asyncio.create_task(running.stop())
         await asyncio.sleep(0)
         hold.set()

@@ -71,7 +71,7 @@ def write(transcript: Transcript, media_dirs: Sequence[Path] = ()) -> Written:
 
 def _link(eaf: pympi.Eaf, transcript: Transcript, media_dirs: Sequence[Path], written: Written) -> None:
     """Link the recording; one that is not found by the name that @Media gives, which ELAN will then ask for."""
-    media = transcript.media
+    media = transcript.document.media
     try:
         found = find_media(transcript.source, media, media_dirs).resolve()
     except MediaError as error:

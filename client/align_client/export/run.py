@@ -79,7 +79,7 @@ def export(job: Job, form: str, media_dirs: Sequence[Path] = (), add_phones: Add
     except OSError as error:
         exported.error = f"cannot read it: {error.strerror}"
         return exported
-    exported.total = transcript.total
+    exported.total = len(transcript.document.utterances)
     if not transcript.utterances:
         return exported
     written = _writer(form, media_dirs)(transcript)

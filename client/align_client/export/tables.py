@@ -37,12 +37,12 @@ def as_csv(transcript: Transcript) -> Written:
 
 def as_json(transcript: Transcript) -> Written:
     """The utterances in the order of the file, each with its words."""
-    media = transcript.media
+    media = transcript.document.media
     document: dict[str, Any] = {
         "version": JSON_VERSION,
         "file": str(transcript.source),
         "media": {"name": media.name, "kind": media.kind} if media else None,
-        "languages": list(transcript.languages),
+        "languages": list(transcript.document.languages),
         "utterances": [
             {
                 "number": u.number,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from align_client.chat.document import Media, Utterance
+    from align_client.chat.document import Utterance
     from align_client.chat.wor import WordTime
     from align_client.files import Job
 
@@ -63,7 +63,7 @@ class TimedUtterance:
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """One file as it is exported. `total` counts all its utterances, `left_out` tells of those without a time.
+    """One file as it is exported. `left_out` tells of the utterances without a time.
 
     With `phones` those of its words were asked for; `phoneless` tells of words that have none.
     """
@@ -71,10 +71,7 @@ class Transcript:
     source: Path
     target: Path
     document: Document
-    media: Media | None
-    languages: tuple[str, ...]
     utterances: tuple[TimedUtterance, ...]
-    total: int
     left_out: tuple[Note, ...]
     warnings: tuple[Note, ...]
     phones: bool = False
@@ -121,10 +118,7 @@ def read(job: Job) -> Transcript:
         source=job.source,
         target=job.target,
         document=document,
-        media=document.media,
-        languages=document.languages,
         utterances=tuple(utterances),
-        total=len(document.utterances),
         left_out=tuple(left_out),
         warnings=tuple(sorted(warnings, key=lambda note: (note.line, note.column))),
     )

@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import structlog
 
@@ -38,6 +38,8 @@ RESERVE_S = 10.0  # for which long items are not on all lanes, after a shorter o
 WINDOW_S = 2.0  # of computing that one stream may have out
 HOLD_S = 0.1  # that a bulk result may wait for others: messages cost, and so does going from step to step
 LATE = "the deadline passed, or would have before the result was there, while the segment waited"
+
+T = TypeVar("T")
 
 log = structlog.get_logger()
 
@@ -191,7 +193,7 @@ class Batcher:
 
     def _is_bulk_due(self) -> bool:
         """Whether bulk work that was passed over for long enough still waits for room to be prepared."""
-        waits = bool(len(self.bulk) or self._spare) and not self._ahead[False]
+        waits = self._bulk_waits and not self._ahead[False]
         return waits and not self._turns.interactive_next(self._facts.batch_ms)
 
     def _take(self, *, interactive: bool) -> Batch | None:
@@ -221,6 +223,10 @@ class Batcher:
                 return batch
         return None
 
+    @property
+    def _bulk_waits(self) -> bool:
+        return bool(len(self.bulk) or self._spare)
+
     def _take_spare(self) -> Batch | None:
         """From any thread: the batch that waits for a lane."""
         with self._lock:
@@ -231,8 +237,7 @@ class Batcher:
         """A lane has it."""
         self._computing.add(batch)
         self.guard.take(self.share, batch.cost_ms)
-        waits = bool(len(self.bulk) or self._spare)
-        self._turns.took(batch.cost_ms, interactive=batch.interactive, bulk_waits=waits)
+        self._turns.took(batch.cost_ms, interactive=batch.interactive, bulk_waits=self._bulk_waits)
 
     def _next_ready(self) -> Batch | None:
         interactive, bulk = self._ready[True], self._ready[False]
@@ -250,10 +255,10 @@ class Batcher:
     def _drop(self, work: Work) -> None:
         work.fail(DeadlineTooSoon(LATE))  # counted where it is answered
 
-    def _job(self, step: Callable[[Batch], None], batch: Batch) -> None:
+    def _job(self, step: Callable[[Batch], T], batch: Batch) -> T | None:
         """Run a step in a worker thread; a fault of ours costs the batch an answer, and nobody a hang."""
         try:
-            step(batch)
+            return step(batch)
         except BaseException:
             log.exception("batch failed", model=self.engine.name)
             for work in batch.works:
@@ -261,6 +266,7 @@ class Batcher:
                 self._answers.put(work, failed)
             self._answers.leave()
             self._loop.call_soon_threadsafe(self._abandoned, batch)
+            return None
 
     def _job_prepare(self, batch: Batch) -> None:
         late: list[Work] = []
@@ -317,21 +323,12 @@ class Batcher:
 
     def _job_lane(self, first: Batch) -> None:
         """One batch, and as long as nobody waits for an answer the spare: a lane that asks the loop for work idles."""
-        following: Batch | None = first
+        batch: Batch | None = first
+        while batch:
+            batch = self._job(self._job_alone, batch)
 
-        def alone(batch: Batch) -> None:
-            nonlocal following
-            following = None
-            late, seconds = self._alone(batch)
-            if not len(self.interactive) and (following := self._take_spare()):
-                following.taken_at = following.started_at = time.monotonic()
-            self._loop.call_soon_threadsafe(self._over, batch, late, seconds, following)
-
-        while following:
-            self._job(alone, following)
-
-    def _alone(self, batch: Batch) -> tuple[list[Work], float]:
-        """All three steps in the lane's own thread; what was too late, and how long it took.
+    def _job_alone(self, batch: Batch) -> Batch | None:
+        """All three steps in the lane's own thread; the batch to go on with.
 
         Each result leaves when it is there, or soon.
         """
@@ -345,7 +342,12 @@ class Batcher:
                 batch.done.append(work)
             batch.decode_s += time.monotonic() - now
             self._answers.leave()
-        return late, time.monotonic() - batch.started_at
+        now = time.monotonic()
+        following = None if len(self.interactive) else self._take_spare()
+        if following:
+            following.taken_at = following.started_at = now
+        self._loop.call_soon_threadsafe(self._over, batch, late, now - batch.started_at, following)
+        return following
 
     def _over(self, batch: Batch, late: Sequence[Work], seconds: float, following: Batch | None) -> None:
         self._answers.deliver()
