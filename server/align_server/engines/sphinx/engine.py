@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Final, cast
+from typing import TYPE_CHECKING, ClassVar, Final
 
 import numpy as np
 import torch
 
 from align_server.engines.engine import Engine, Result, Scanning, WordKind, silent
+from align_server.engines.scripted import scripted
 from align_server.engines.sphinx import graph as graphs
 from align_server.engines.sphinx import timing
 from align_server.engines.sphinx.acoustic import SenoneScorer
@@ -205,12 +206,16 @@ class SphinxEngine(Engine):
             planned.items, loaded.model.phones, silence_penalty=SILENCE_PENALTY, pause_after=planned.pause_after
         )
         unknown = graph.senones == graphs.UNKNOWN_SOUND
-        used = graphs.used_senones(graph)
-        slots = [loaded.speech] if unknown.any() else []
-        senones = np.unique(np.concatenate([used, loaded.context_free[used], *slots]))
-        rows = np.searchsorted(senones, graph.senones)
-        plain = np.searchsorted(senones, loaded.context_free[senones])
-        if slots:
+        wanted = np.zeros(len(loaded.context_free), np.bool_)
+        said = graph.senones[~unknown]
+        wanted[said] = wanted[loaded.context_free[said]] = True
+        has_slots = bool(unknown.any())
+        if has_slots:
+            wanted[loaded.speech] = True
+        senones = np.flatnonzero(wanted)
+        place = np.cumsum(wanted) - 1
+        rows, plain = place[graph.senones], place[loaded.context_free[senones]]
+        if has_slots:
             rows[unknown] = len(senones)
             plain = np.append(plain, len(senones))
         return _Prepared(planned, graph, features, senones, rows, plain)
@@ -243,7 +248,7 @@ def _scan(item: _Scan, loaded: _Loaded) -> Result:
     phones = loaded.model.phones
     base = 1 + int(phones.base.max())
     frames = len(item.features) // SCAN_FRAMES
-    scores = loaded.scorer(item.features[: frames * SCAN_FRAMES], np.arange(STATES * base)).cpu()
+    scores = loaded.scorer(item.features[: frames * SCAN_FRAMES], np.arange(STATES * base))
     fits = scores.view(base, STATES, frames, SCAN_FRAMES).amax(1).mean(2).mul_(SCAN_SCALE)
     fits = fits.sub_(fits.amax(0)).clamp_min_(SCAN_FLOOR).T
     speech = fits[:, torch.from_numpy(~phones.filler[:base])]
@@ -255,19 +260,16 @@ def _scan(item: _Scan, loaded: _Loaded) -> Result:
 def _score(item: _Prepared, loaded: _Loaded) -> _Scored | Result:
     """The best path and what is needed to time it; the result where the audio is too short for any."""
     graph = item.graph
-    scores = loaded.scorer(item.features, item.senones).mul_(ACOUSTIC_SCALE).cpu()
+    scores = loaded.scorer(item.features, item.senones, ACOUSTIC_SCALE)
+    speech = None  # the rows that an unknown sound is scored by, where there is one
     if len(item.plain) > len(item.senones):
         speech = torch.from_numpy(np.searchsorted(item.senones, loaded.speech))
-        best = scores.index_select(0, speech).topk(UNKNOWN_STATES, dim=0, sorted=False).values
-        scores = torch.cat([scores, best.mean(0, keepdim=True)])
-    context_free = scores.index_select(0, torch.from_numpy(item.plain))
-    mixed = torch.lerp(scores, context_free, CI_SHARE)
-    mixed.sub_(mixed.amax(0))  # keeps totals small, and so precise
+    scores, mixed = _mixed(scores, torch.from_numpy(item.plain), speech)
 
     transitions = loaded.model.transitions[graph.phones]
     path = best_path(
         Utterance(
-            mixed.T.contiguous().numpy(),
+            mixed.numpy(),
             np.ascontiguousarray(item.rows.T),
             np.stack([transitions[:, state, state] for state in range(STATES)]),
             np.stack([graph.entry, transitions[:, 0, 1], transitions[:, 1, 2] + transitions[:, 2, 3]]),
@@ -281,9 +283,25 @@ def _score(item: _Prepared, loaded: _Loaded) -> _Scored | Result:
         return item.plan.too_short()
 
     def score(frames: npt.NDArray[np.int64], senones: npt.NDArray[np.int64]) -> npt.NDArray[np.float32]:
-        scaled = loaded.scorer(item.features[frames], senones).mul_(ACOUSTIC_SCALE)
-        return cast("npt.NDArray[np.float32]", scaled.cpu().numpy())
+        return loaded.scorer(item.features[frames], senones, ACOUSTIC_SCALE).numpy()
 
     evidence = timing.Evidence(scores.numpy(), item.senones, item.plain[item.rows])
     judged = timing.word_scores(path, graph, evidence, loaded.model.phones.filler, score)
     return _Scored(item.plan, graph, path, evidence, judged)
+
+
+@scripted
+def _mixed(
+    scores: torch.Tensor,
+    plain: torch.Tensor,
+    speech: torch.Tensor | None,
+    states: int = UNKNOWN_STATES,
+    share: float = CI_SHARE,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Scores with those of unknown sound, where there is any, and what the search goes by, shape [frames, rows]."""
+    if speech is not None:
+        best = scores.index_select(0, speech).topk(states, dim=0, sorted=False)[0]
+        scores = torch.cat([scores, best.mean(0, keepdim=True)])
+    mixed = torch.lerp(scores, scores.index_select(0, plain), share)
+    mixed.sub_(mixed.amax(0))  # keeps totals small, and so precise
+    return scores, mixed.t().contiguous()

@@ -14,6 +14,7 @@ import torch
 
 from align_server.engines.engine import SAMPLE_RATE
 from align_server.engines.jit import kernel
+from align_server.engines.scripted import scripted
 
 if TYPE_CHECKING:
     import numpy.typing as npt
@@ -65,26 +66,14 @@ class FrontEnd:
 
     def __call__(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
         """Features of an utterance of a sample or more, shape [frames, 39]."""
-        cepstra = self.cepstra(pcm)
-        return _with_differences(cepstra - _cepstral_mean(cepstra))
+        return _with_differences(self.cepstra(pcm))
 
     def cepstra(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
         """Cepstra of an utterance, noise removed and the mean still in them, shape [frames, 13]."""
-        mel = self._mel_spectrum(pcm)
-        kept = torch.from_numpy(noise_gains(mel.numpy())) @ self._smoothing
-        return torch.log(mel * kept + _LOG_FLOOR) @ self._cosines
-
-    def _mel_spectrum(self, pcm: npt.NDArray[np.int16]) -> torch.Tensor:
-        """Power in each mel filter, shape [frames, 25]; the last frame is padded with zeros."""
         samples = torch.from_numpy(pcm.astype(np.float32))
-        frames = count_frames(len(pcm))
-        signal = torch.zeros((frames - 1) * HOP + WINDOW)
-        signal[: len(pcm)] = samples
-        signal[1 : len(pcm)] -= _PRE_EMPHASIS * samples[:-1]
-        windowed = torch.zeros(frames, FFT)
-        torch.mul(signal.unfold(0, WINDOW, HOP), self._window, out=windowed[:, :WINDOW])
-        spectrum = torch.view_as_real(torch.fft.rfft(windowed))
-        return torch.mm(spectrum.square_().flatten(1), self._filters)
+        mel = _mel_spectrum(samples, count_frames(len(pcm)), self._window, self._filters)
+        gains = torch.from_numpy(noise_gains(mel.numpy()))
+        return _cepstra(mel, gains, self._smoothing, self._cosines)
 
 
 def count_frames(samples: int) -> int:
@@ -92,25 +81,67 @@ def count_frames(samples: int) -> int:
     return max(0, 1 + (samples - WINDOW) // HOP) + 1
 
 
-def _with_differences(cepstra: torch.Tensor) -> torch.Tensor:
-    """Cepstra with their first and second differences over time, shape [frames, 39]."""
-    padded = torch.cat([cepstra[:1].expand(_REACH, -1), cepstra, cepstra[-1:].expand(_REACH, -1)])
-    delta = padded[4:] - padded[:-4]  # delta[t] is centred on padded[t + 2]
-    return torch.cat([cepstra, delta[1:-1], delta[2:] - delta[:-2]], dim=1)
+@scripted
+def _mel_spectrum(  # noqa: PLR0913, PLR0917  TorchScript takes what is constant as defaults
+    samples: torch.Tensor,
+    frames: int,
+    window: torch.Tensor,
+    filters: torch.Tensor,
+    hop: int = HOP,
+    points: int = FFT,
+    emphasis: float = _PRE_EMPHASIS,
+) -> torch.Tensor:
+    """Power in each mel filter, shape [frames, 25]; the last frame is padded with zeros."""
+    width = len(window)
+    signal = torch.zeros((frames - 1) * hop + width)
+    signal[: len(samples)] = samples
+    signal[1 : len(samples)] -= emphasis * samples[:-1]
+    windowed = torch.zeros(frames, points)
+    torch.mul(signal.unfold(0, width, hop), window, out=windowed[:, :width])
+    spectrum = torch.view_as_real(torch.fft.rfft(windowed))
+    return torch.mm(spectrum.square_().flatten(1), filters)
 
 
-def _cepstral_mean(cepstra: torch.Tensor) -> torch.Tensor:
+@scripted
+def _cepstra(
+    mel: torch.Tensor,
+    gains: torch.Tensor,
+    smoothing: torch.Tensor,
+    cosines: torch.Tensor,
+    floor: float = _LOG_FLOOR,
+) -> torch.Tensor:
+    """Cepstra of a power spectrum, shape [frames, 13]."""
+    return torch.log(mel * (gains @ smoothing) + floor) @ cosines
+
+
+def _cepstral_mean(
+    cepstra: torch.Tensor,
+    quantiles: tuple[float, float] = _QUANTILES,
+    level: float = _SPEECH_LEVEL,
+    quiet_share: float = _QUIET_SHARE,
+) -> torch.Tensor:
     """Mean over all frames, in which those without speech count as _QUIET_SHARE of all at most.
 
     The model was trained on utterances with little silence around them. Speech is what is loud for its utterance.
     """
-    ranked = cepstra[:, 0].sort().values
-    low, high = (float(ranked[round(q * (len(ranked) - 1))]) for q in _QUANTILES)
-    loud = cepstra[:, 0] >= low + _SPEECH_LEVEL * (high - low)
+    ranked = cepstra[:, 0].sort()[0]
+    last = len(ranked) - 1
+    low = float(ranked[int(round(quantiles[0] * last))])  # noqa: RUF046  TorchScript's round gives a float
+    high = float(ranked[int(round(quantiles[1] * last))])  # noqa: RUF046
+    loud = cepstra[:, 0] >= low + level * (high - low)
     speech, quiet = cepstra[loud], cepstra[~loud]
-    share = min(_QUIET_SHARE, len(quiet) / len(cepstra))
+    share = min(quiet_share, len(quiet) / len(cepstra))
     mean = speech.mean(0)
-    return mean.lerp(quiet.mean(0), share) if share else mean
+    return mean.lerp(quiet.mean(0), share) if share > 0 else mean
+
+
+@scripted
+def _with_differences(cepstra: torch.Tensor, reach: int = _REACH) -> torch.Tensor:
+    """Cepstra about their mean with their first and second differences over time, shape [frames, 39]."""
+    cepstra = cepstra - _cepstral_mean(cepstra)
+    padded = torch.cat([cepstra[:1].expand(reach, -1), cepstra, cepstra[-1:].expand(reach, -1)])
+    delta = padded[4:] - padded[:-4]  # delta[t] is centred on padded[t + 2]
+    return torch.cat([cepstra, delta[1:-1], delta[2:] - delta[:-2]], dim=1)
 
 
 @kernel

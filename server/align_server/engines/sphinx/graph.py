@@ -149,10 +149,4 @@ def _add_phones(
         way.append((phones[-1], builder.add((END, phones[-1], phones[-2], right), owner, before)))
 
 
-def used_senones(graph: Graph) -> npt.NDArray[np.int64]:
-    """The distinct senones of a graph, ascending, slots left out."""
-    senones = np.unique(graph.senones)
-    return senones[senones >= 0]
-
-
-__all__ = ["SILENCE", "STATES", "UNKNOWN_SOUND", "Graph", "Item", "build", "used_senones"]
+__all__ = ["SILENCE", "STATES", "UNKNOWN_SOUND", "Graph", "Item", "build"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from align_server.engines.engine import SAMPLE_RATE, Phone
+from align_server.engines.jit import kernel
 from align_server.engines.sphinx.features import BOUNDARY_MS, HOP
 from align_server.engines.sphinx.graph import SILENCE, UNKNOWN_SOUND
 from align_server.engines.sphinx.model import STATES
@@ -115,15 +116,31 @@ def word_scores(
     heard = _is_word(path, graph)
     nodes = path.nodes[heard]
     middles = (path.entered[heard, 0] + path.ends[heard]) // 2
-    wanted = np.flatnonzero(~np.repeat(filler, STATES))
-    fits = np.empty((len(filler) * STATES, len(nodes)), np.float32)
-    known = evidence.senones[: np.searchsorted(evidence.senones, len(fits))]
-    fits[known] = evidence.scores[: len(known), middles]
-    missing = np.setdiff1d(wanted, known, assume_unique=True)
-    if len(missing):
-        fits[missing] = score(middles, missing)
-    best = fits.reshape(len(filler), STATES, -1).max(1)
+    missing = ~np.repeat(filler, STATES)
+    known = evidence.senones[: np.searchsorted(evidence.senones, len(missing))]
+    missing[known] = False
+    others = np.flatnonzero(missing)
+    more = score(middles, others) if len(others) else np.empty((0, len(middles)), np.float32)
+    best = np.full((len(filler), len(middles)), -np.inf, np.float32)
+    _raise_to(best, known, evidence.scores, middles)
+    _raise_to(best, others, more, np.arange(len(middles)))
     shortfall = best[graph.phones[nodes], range(len(nodes))] - best[~filler].max(0)
     owners = graph.owners[nodes]
     total, count = np.bincount(owners, shortfall), np.bincount(owners)
     return {int(owner): float(np.exp(total[owner] / count[owner])) for owner in np.flatnonzero(count)}
+
+
+@kernel
+def _raise_to(
+    best: npt.NDArray[np.float32],
+    senones: npt.NDArray[np.int64],
+    scores: npt.NDArray[np.float32],
+    frames: npt.NDArray[np.int64],
+) -> None:
+    """Raise `best`, shape [phones, places], to what any state of a phone has in the frames of these places.
+
+    `scores`, shape [senones, frames], are those of context-free senones first.
+    """
+    for i, senone in enumerate(senones):
+        for place, frame in enumerate(frames):
+            best[senone // STATES, place] = max(best[senone // STATES, place], scores[i, frame])
