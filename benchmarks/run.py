@@ -44,7 +44,7 @@ MEASUREMENTS = (
     "soak",
     "invariance",
 )
-ASKED_FOR = ("workers",)  # measured only where they are named
+ASKED_FOR = ("gpu", "workers")  # measured only where they are named
 
 
 def main() -> None:

@@ -74,14 +74,15 @@ def _what(command: F) -> F:
         click.option("--config", "config_path", type=click.Path(path_type=Path), help="A TOML file of settings."),
         click.option(
             "--device",
-            type=click.Choice(["auto", "cpu", "cuda", "mps"]),
-            help="Where models compute; cpu keeps them off any GPU.",
+            metavar="[auto|cpu|cuda|cuda:N|mps]",
+            help="Where models compute: cuda is every GPU that CUDA_VISIBLE_DEVICES leaves, with a copy of each model "
+            "on each, cuda:1 the second of them alone; cpu keeps models off any GPU.",
         ),
         click.option(
             "--precision",
             type=click.Choice(["auto", "fp32", "bf16", "int8"]),
-            help="What models compute in that have a choice: auto is bf16 on CPUs that multiply it, int8 is faster "
-            "still, a little less exact, and needs a CPU with VNNI or AMX.",
+            help="What models compute in that have a choice: auto is bf16 on CPUs and GPUs that multiply it, int8 is "
+            "faster still, a little less exact, and needs a CPU with VNNI or AMX.",
         ),
         click.option(
             "--model",
@@ -96,7 +97,8 @@ def _what(command: F) -> F:
         click.option(
             "--lanes",
             type=click.IntRange(1, 64),
-            help="Batches computed at once; default: one per core, or one on a GPU.",
+            help="Batches computed at once, on each GPU where there are several. Default: one per core, or two on a "
+            "GPU, so that one is copied while the other is computed.",
         ),
         click.option(
             "--max-queued-s",

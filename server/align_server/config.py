@@ -7,6 +7,7 @@ Values come from the command line, then from $ALIGN_PREPROCESS_WORKERS and $ALIG
 from __future__ import annotations
 
 import os
+import re
 import tomllib
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,13 +19,14 @@ from align_client.sdk.address import default_socket
 from align_server.engines.registry import DEFAULT_MODEL, absolute
 from align_server.scheduling.memory import default_limit
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?|mps")
 PRECISIONS = ("auto", "fp32", "bf16", "int8")
 SMALLEST_QUEUE_MS = 600_000
 SMALLEST_CACHE_MB = 16
 FROM_ENVIRONMENT = {"preprocess_workers": "ALIGN_PREPROCESS_WORKERS", "decode_workers": "ALIGN_DECODE_WORKERS"}
 LONGEST_SOCKET_PATH = 107  # bytes: sun_path of Linux less its NUL
 HIGHEST_PORT = 65_535
+LANES_OF_A_GPU = 2  # one sends and fetches while the other computes
 
 
 class ConfigError(ValueError):
@@ -41,7 +43,7 @@ class Config:
     models: tuple[str, ...] = (DEFAULT_MODEL,)
     device: str = "auto"
     precision: str = "auto"  # of models that can be computed in several
-    lanes: int = 0  # batches computed at once; 0 means one per core on a CPU, one on a GPU
+    lanes: int = 0  # batches computed at once, on each device; 0 means one per core on a CPU, LANES_OF_A_GPU on a GPU
     preprocess_workers: int = (
         0  # threads that get segments ready; 0 means half the cores; on a CPU none, where neither is set
     )
@@ -62,8 +64,8 @@ class Config:
         self._check_places()
 
     def _check_choices(self) -> None:
-        if self.device not in DEVICES:
-            raise ConfigError(f"device is {self.device!r}; it can be {', '.join(DEVICES)}")
+        if not DEVICE.fullmatch(self.device):
+            raise ConfigError(f"device is {self.device!r}; it can be auto, cpu, cuda, mps, or one GPU such as cuda:1")
         if self.precision not in PRECISIONS:
             raise ConfigError(f"precision is {self.precision!r}; it can be {', '.join(PRECISIONS)}")
         if not self.models:
@@ -119,8 +121,12 @@ class Config:
         return self.lock_path.with_suffix(".log")
 
     def lane_count(self, device: str) -> int:
-        """How many batches are computed at once on a device."""
-        return self.lanes or (cores() if device == "cpu" else 1)
+        """How many batches are computed at once on a device; outside of CUDA a GPU has one stream for all."""
+        if self.lanes:
+            return self.lanes
+        if device == "cpu":
+            return cores()
+        return LANES_OF_A_GPU if device.startswith("cuda") else 1
 
     def pipelined(self, device: str) -> bool:
         """Whether threads of their own get segments ready and find the times, or the lanes that compute do it all."""

@@ -77,7 +77,7 @@ class Server:
             [self._describe(name) for name in config.models],
             make=lambda name: registry.create(name, config.device, config.precision),
             fetch=registry.fetch,
-            lanes=lambda engine: config.lane_count(engine.device),
+            lanes=lambda engine: engine.replicas * config.lane_count(engine.device),
             guard=self._guard_for,
             learnt=Learnt(config.state_dir / "learnt.json"),
             pools=self._pools,
@@ -216,7 +216,7 @@ class Server:
             raise StartError(str(error)) from error
 
     def _guard_for(self, engine: Engine) -> MemoryGuard:
-        """The memory that an engine lives in: the process's, or its GPU's."""
+        """The memory that an engine lives in: the process's, or that of its GPUs."""
         if not engine.device.startswith("cuda"):
             return self._guard
         if engine.device not in self._gpus:

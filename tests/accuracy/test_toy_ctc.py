@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import itertools
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -14,6 +15,7 @@ from transformers import Wav2Vec2FeatureExtractor, Wav2Vec2ForCTC
 
 from align_client import AsyncClient
 from align_client import Word as Said
+from align_server.engines import registry
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import Result, Segment, Word, WordKind
 from align_server.engines.precision import multiplies_int8
@@ -34,6 +36,9 @@ PAUSE: Final = Word("", kind=WordKind.PAUSE)
 
 INT8: Final = pytest.param(
     "int8", marks=pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
+)
+NEEDS_GPU: Final = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a GPU that CUDA shows, which this machine has not"
 )
 
 Times = list[tuple[float, float]]
@@ -296,3 +301,20 @@ def test_utterances_are_found_in_a_long_recording(engine: CtcEngine, held_out: l
     assert len(errors) == len(kept)
     assert np.percentile(errors, 95) <= 100
     assert min(place.score for place in places if place is not None) > 0.1
+
+
+@NEEDS_GPU
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_gpus_move_no_word_by_more_than_a_frame(exact: CtcEngine, held_out: list[Utterance], precision: str) -> None:
+    gpu = registry.create(f"ctc:{FOLDER}", "cuda", precision)
+    gpu.load()
+    assert (gpu.device, gpu.precision, gpu.pads) == ("cuda", precision, True)
+    items = sorted(map(segment, held_out), key=lambda item: len(item.pcm))
+    batches = [items[i : i + 4] for i in range(0, len(items), 4)]
+    with ThreadPoolExecutor(2 * gpu.replicas) as lanes:  # several streams of each GPU, by turns
+        found = [result for batch in lanes.map(gpu.align, batches * 5) for result in batch]
+    moved = np.concatenate(
+        [np.subtract(times(a), times(b)).ravel() for a, b in zip(found, 5 * exact.align(items), strict=True)]
+    )
+    assert (np.abs(moved) <= exact.frame_ms).mean() >= (1.0 if precision == "fp32" else 0.99)
+    gpu.unload()

@@ -91,6 +91,16 @@ class TestSize:
         assert "'lots' is no amount of memory" in result.output
 
 
+class TestDevice:
+    def test_there_is_no_other_than_those_that_are_named(self) -> None:
+        result = CliRunner().invoke(main, ["run", "--device", "cuda:first"])
+        assert result.exit_code == 2
+        assert "device is 'cuda:first'; it can be auto, cpu, cuda, mps, or one GPU such as cuda:1" in result.output
+
+    def test_a_server_in_the_background_is_given_it(self) -> None:
+        assert _run_flags(device="cuda:1") == ["--device", "cuda:1"]
+
+
 class TestPrecision:
     def test_there_is_no_other_than_those_that_are_named(self) -> None:
         result = CliRunner().invoke(main, ["run", "--precision", "fp16"])
@@ -126,7 +136,7 @@ class TestConfig:
     def test_without_numbers_of_workers_there_is_at_least_one_of_each(self) -> None:
         loaded = config.load(None)
         assert min(loaded.preprocess_count(), loaded.decode_count(), loaded.lane_count("cpu")) >= 1
-        assert loaded.lane_count("cuda") == 1
+        assert [loaded.lane_count(device) for device in ("cuda", "cuda:1", "mps")] == [2, 2, 1]
 
     def test_a_model_named_twice_is_told(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
         monkeypatch.chdir(tmp_path)

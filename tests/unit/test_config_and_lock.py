@@ -24,7 +24,11 @@ class TestConfig:
         ("text", "hint"),
         [
             ("devise = 'cpu'", "devise"),
-            ("device = 'tpu'", "tpu"),
+            ("device = 'tpu'", "tpu.*auto, cpu, cuda, mps, or one GPU such as cuda:1"),
+            ("device = 'cuda:'", "cuda:"),
+            ("device = 'cuda:N'", "cuda:N"),
+            ("device = 5", "wrong type"),
+            ("device = 'cpu:1'", "cpu:1"),
             ("precision = 'fp16'", "fp16.*auto, fp32, bf16, int8"),
             ("device = ", "cannot read"),
             ("token = 'x'", "token"),
@@ -37,6 +41,9 @@ class TestConfig:
         path.write_text(text)
         with pytest.raises(config.ConfigError, match=hint):
             config.load(path)
+
+    def test_one_gpu_of_several_has_a_number(self) -> None:
+        assert config.load(None, device="cuda:11").device == "cuda:11"
 
     def test_a_model_on_the_cpu_is_prepared_for_by_its_lanes_unless_workers_are_asked_for(self) -> None:
         assert not config.Config().pipelined("cpu")

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Wav2Vec2ForCTC
 
-from align_server.engines.ctc import encoder
+from align_server.engines.ctc import agreement
 from align_server.engines.ctc.adapters import HELD, Adapters
 from align_server.engines.ctc.aligner import Prepared
 from align_server.engines.ctc.checkpoint import Checkpoint, describe
@@ -149,7 +149,7 @@ def test_another_adapter_would_be_noticed(engine: CtcEngine) -> None:
     right, wrong = languages.adapter("swh"), languages.adapter("fin")
     with torch.inference_mode():
         mixed = model(samples, Adapter(wrong.steps, right.head))
-        assert encoder.disagreement(mixed, model(samples, right)) > 2 * encoder.AGREEING
+        assert agreement.disagreement(mixed, model(samples, right)) > 2 * agreement.AGREEING
 
 
 @pytest.mark.parametrize("language", ["eng", "fra", "rus"])
@@ -159,7 +159,7 @@ def test_bf16_is_near_fp32_in_each_language(folder: Path, engine: CtcEngine, lan
     (item,) = of([language])
     exact = expected(folder, engine, item, language)
     (found,) = computed(near, [item])
-    assert 0 < encoder.disagreement(torch.from_numpy(found), exact) < encoder.AGREEING
+    assert 0 < agreement.disagreement(torch.from_numpy(found), exact) < agreement.AGREEING
 
 
 @pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
@@ -169,13 +169,13 @@ def test_int8_is_near_fp32_in_each_language(folder: Path, engine: CtcEngine, lan
     assert near.precision == "int8"
     (item,) = of([language])
     (found,), (exact,) = computed(near, [item]), computed(engine, [item])
-    assert 0 < encoder.disagreement(torch.from_numpy(found), torch.from_numpy(exact)) < encoder.AGREEING
+    assert 0 < agreement.disagreement(torch.from_numpy(found), torch.from_numpy(exact)) < agreement.AGREEING
 
 
 def test_where_bf16_does_not_agree_adapters_are_in_fp32_too(
     folder: Path, engine: CtcEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder, "AGREEING", 1e-6)  # less than rounding moves
+    monkeypatch.setattr(agreement, "AGREEING", 1e-6)  # less than rounding moves
     other = loaded(folder, "bf16")
     assert other.precision == "fp32"
     assert other.revision == engine.revision

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from structlog.testing import capture_logs
 from transformers import AutoModelForCTC
 
-from align_server.engines.ctc import encoder
+from align_server.engines.ctc import agreement, encoder
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.precision import floating, multiplies_int8
 from checkpoints import KERNELS, STRIDES, write_checkpoint
@@ -125,7 +125,7 @@ def test_int8_is_about_as_near_as_bf16(pre_norm: bool, dtype: torch.dtype) -> No
 
 @NEEDS_INT8
 def test_where_a_precision_does_not_agree_the_next_finer_is_taken(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "finer", lambda name: {"int8": "bf16", "bf16": "fp32"}[name])
+    monkeypatch.setattr(agreement, "finer", lambda name: {"int8": "bf16", "bf16": "fp32"}[name])
     weights = stock(pre_norm=True).state_dict().__getitem__
     of = shape(group_norm=False, pre_norm=True, bias=True)
     exact = Encoder(of, weights, torch.float32)(noise(4000))
@@ -137,7 +137,7 @@ def test_where_a_precision_does_not_agree_the_next_finer_is_taken(monkeypatch: p
     probe = torch.randn(4000, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
         short = Encoder(of, weights, floating("int8"), quantised=True)(probe)
-    monkeypatch.setattr(encoder, "disagreement", found)
+    monkeypatch.setattr(agreement, "disagreement", found)
     with capture_logs() as logs:
         assert encoder.read(of, weights, "int8")[1] == "bf16"
     (line,) = logs
@@ -158,7 +158,7 @@ def test_a_missing_tensor_is_named() -> None:
 
 def test_disagreement_is_the_share_of_probability_that_moved() -> None:
     exact = torch.tensor([[0.0, 0.0], [9.0, -9.0]])
-    assert encoder.disagreement(exact, exact) == 0
-    assert encoder.disagreement(exact.flip(1), exact) == pytest.approx(0.5, abs=1e-6)
-    assert encoder.disagreement(exact + float("nan"), exact) == 1
-    assert encoder.disagreement(exact, exact + float("inf")) == 0
+    assert agreement.disagreement(exact, exact) == 0
+    assert agreement.disagreement(exact.flip(1), exact) == pytest.approx(0.5, abs=1e-6)
+    assert agreement.disagreement(exact + float("nan"), exact) == 1
+    assert agreement.disagreement(exact, exact + float("inf")) == 0

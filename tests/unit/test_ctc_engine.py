@@ -13,10 +13,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor
 
-from align_server.engines.ctc import encoder
+from align_server.engines.ctc import agreement
 from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.encoder import Encoder
-from align_server.engines.ctc.engine import CtcEngine, _read_model
+from align_server.engines.ctc.engine import WHOLE, CtcEngine, _read_model
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
 from align_server.engines.precision import multiplies_int8
 from checkpoints import LETTERS, change_json, loaded, write_checkpoint
@@ -124,9 +124,20 @@ def test_what_our_encoder_does_not_have_is_computed_by_transformers(tmp_path: Pa
     assert_computes_what_transformers_does(folder, engine)
 
 
+def test_the_revision_says_which_way_it_is_computed_on_a_gpu(folder: Path, engine: CtcEngine) -> None:
+    ways = [CtcEngine("x", folder, *way) for way in (("cuda", "fp32"), ("cuda", "bf16"), ("cpu", "bf16"))]
+    assert [one.precision for one in ways] == ["fp32", "bf16", "bf16"]
+    assert len({one.revision for one in [*ways, engine]}) == 4
+
+
+def test_what_transformers_cannot_compute_in_bf16_is_in_fp32_on_a_gpu_too(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path, family="wav2vec2-conformer")
+    assert CtcEngine("x", folder, "cuda", "bf16").precision == "fp32"
+
+
 def test_where_bf16_does_not_agree_with_fp32_it_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert loaded(folder, "bf16").precision == "bf16"
-    monkeypatch.setattr(encoder, "AGREEING", 1e-6)  # less than rounding moves
+    monkeypatch.setattr(agreement, "AGREEING", 1e-6)  # less than rounding moves
     engine = loaded(folder, "bf16")
     assert engine.precision == "fp32"
     exact = loaded(folder, "fp32")
@@ -162,7 +173,7 @@ def test_in_int8_a_segment_has_the_same_emissions_to_the_bit_in_any_batch_order_
 
 @NEEDS_INT8
 def test_where_int8_does_not_agree_with_fp32_it_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encoder, "AGREEING", 1e-6)  # less than rounding moves
+    monkeypatch.setattr(agreement, "AGREEING", 1e-6)  # less than rounding moves
     engine, exact = loaded(folder, "int8"), loaded(folder, "fp32")
     assert engine.precision == "fp32"
     assert engine.revision == exact.revision
@@ -265,11 +276,24 @@ def test_a_shared_forward_gives_what_one_alone_does(tmp_path: Path, family: str,
     engine = loaded(folder)
     alone = computed(engine, several())
     samples = [torch.from_numpy(prepared(engine, item).samples) for item in several()]
-    with torch.inference_mode():
-        together = engine._together(_read_model(engine._checkpoint), samples)
-    for one, other, item in zip(alone, together, several(), strict=True):
-        assert len(one) == engine._checkpoint.front_end.frames(len(item.pcm))
-        np.testing.assert_allclose(one, other, rtol=0, atol=1e-5)
+    for precision, tolerance in [("fp32", 1e-5)] if family in WHOLE else [("fp32", 1e-5), ("bf16", 0.05)]:
+        model, came_to = engine._stock(lambda: _read_model(engine._checkpoint), precision)
+        assert came_to == precision
+        with torch.inference_mode():
+            together = engine._together(model, samples)
+        for one, other, item in zip(alone, together, several(), strict=True):
+            assert len(one) == engine._checkpoint.front_end.frames(len(item.pcm))
+            np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+
+
+def test_on_a_gpu_too_bf16_is_not_used_where_it_does_not_agree(
+    folder: Path, engine: CtcEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(agreement, "AGREEING", 1e-6)  # less than rounding moves
+    model, precision = engine._stock(lambda: _read_model(engine._checkpoint), "bf16")
+    assert precision == "fp32"
+    assert {weight.dtype for weight in model.parameters()} == {torch.float32}
+    assert folder.is_dir()
 
 
 def test_every_word_gets_times_in_order_and_within_the_audio(engine: CtcEngine) -> None:

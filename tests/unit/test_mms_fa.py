@@ -19,13 +19,14 @@ from torchaudio.pipelines import MMS_FA as TORCHAUDIO
 from torchaudio.pipelines import Wav2Vec2FABundle
 
 from align_server.engines import registry
-from align_server.engines.ctc import encoder
+from align_server.engines.ctc import agreement
 from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.bundle import MMS_FA, Bundle
 from align_server.engines.ctc.encoder import Encoder
-from align_server.engines.ctc.mms import MmsEngine, read_model, ready
+from align_server.engines.ctc.mms import MmsEngine, read_model
 from align_server.engines.ctc.quantised import Quantised
 from align_server.engines.ctc.romanise import Romaniser
+from align_server.engines.ctc.weights import ready
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment
 from align_server.engines.precision import multiplies_bf16, multiplies_int8
 from segments import PAUSE, SLOT, segment
@@ -242,7 +243,7 @@ def test_bf16_keeps_weights_in_half_the_memory_and_computes_nearly_the_same(exac
     assert not isinstance(qkv, Quantised)
     assert qkv.weight.dtype is torch.bfloat16
     assert half._model._head.weight.dtype is torch.float32
-    stock = ready(read_model(BUNDLE), torch.bfloat16)  # as it is on a GPU
+    stock = ready(read_model(BUNDLE), "aux", torch.bfloat16)  # as it is on a GPU
     kept = {name.split(".")[0]: parameter.dtype for name, parameter in stock.named_parameters()}
     assert kept == {"feature_extractor": torch.bfloat16, "encoder": torch.bfloat16, "aux": torch.float32}
     for one, other in zip(computed(exact, several()), computed(half, several()), strict=True):
@@ -263,7 +264,7 @@ def test_int8_is_near_fp32_and_has_a_revision_of_its_own(exact: MmsEngine, preci
     assert len({engine.revision for engine in (short, exact, loaded(precision="bf16"))}) == 3
     assert MmsEngine("cpu", "int8", BUNDLE).revision == short.revision
     for one, other in zip(computed(exact, several()), computed(short, several()), strict=True):
-        assert 0 < encoder.disagreement(torch.from_numpy(other), torch.from_numpy(one)) < encoder.AGREEING
+        assert 0 < agreement.disagreement(torch.from_numpy(other), torch.from_numpy(one)) < agreement.AGREEING
 
 
 @pytest.mark.parametrize("precision", ["bf16", INT8])
@@ -276,7 +277,7 @@ def test_a_server_hands_its_precision_on(precision: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_normalised_weights_are_computed_once(dtype: torch.dtype) -> None:
     write(BUNDLE)
-    model = ready(read_model(BUNDLE), dtype)
+    model = ready(read_model(BUNDLE), "aux", dtype)
     names = [name for name, _ in model.named_parameters()]
     assert "encoder.transformer.pos_conv_embed.conv.weight" in names
     assert not [name for name in names if "parametrizations" in name]
@@ -292,14 +293,17 @@ def test_a_segment_has_the_same_emissions_to_the_bit_in_any_batch(engine: MmsEng
     assert engine.align(several()) == [engine.align([item])[0] for item in several()]
 
 
+@pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 5e-5), ("bf16", 1.0)])
 @pytest.mark.parametrize("mode", ["layer_norm", "group_norm"])
-def test_a_shared_forward_gives_what_one_alone_does(mode: str) -> None:
+def test_a_shared_forward_gives_what_one_alone_does(mode: str, precision: str, tolerance: float) -> None:
     bundle = replace(BUNDLE, file_name=f"{mode}.pt", params={**BUNDLE.params, "extractor_mode": mode})
     write(bundle)
     engine, sharing = loaded(bundle), loaded(bundle)
-    sharing._model = ready(read_model(bundle), torch.float32)  # as it is on a GPU
+    sharing._model, came_to = sharing._stock(lambda: read_model(bundle), precision)  # as it is on a GPU
+    assert came_to == precision
     for one, other in zip(computed(engine, several()), together(sharing, several()), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=5e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
+        assert np.abs(np.exp(one) - np.exp(other.numpy())).mean() < 0.01
 
 
 def test_precision_is_chosen_by_the_processor_unless_named(tmp_path: Path) -> None:
@@ -309,7 +313,8 @@ def test_precision_is_chosen_by_the_processor_unless_named(tmp_path: Path) -> No
         assert multiplies_bf16(cpu) is expected
     assert not multiplies_bf16(tmp_path / "nowhere")
     assert MmsEngine("cpu", bundle=BUNDLE).precision == ("bf16" if multiplies_bf16() else "fp32")
-    assert MmsEngine("cuda", bundle=BUNDLE).precision == "fp32"
+    gpu = torch.cuda.is_bf16_supported(including_emulation=False)  # false where there is none
+    assert MmsEngine("cuda", bundle=BUNDLE).precision == ("bf16" if gpu else "fp32")
     assert MmsEngine("cuda", "bf16", BUNDLE).precision == "bf16"
     with pytest.raises(EngineLoadError, match="int8 is computed on the CPU alone, not on cuda"):
         MmsEngine("cuda", "int8", BUNDLE)

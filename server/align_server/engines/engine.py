@@ -174,7 +174,12 @@ class Engine(abc.ABC):
     @property
     @abc.abstractmethod
     def device(self) -> str:
-        """Where it computes: cpu, cuda or mps."""
+        """Where it computes: cpu, cuda, cuda:N or mps."""
+
+    @property
+    def replicas(self) -> int:
+        """On how many such devices it computes at once, with a copy of the model on each."""
+        return 1
 
     @property
     def precision(self) -> str:

@@ -19,13 +19,13 @@ _INT8_FLAGS: Final = frozenset({"avx512_vnni", "avx_vnni", "amx_int8"})
 
 
 def chosen(precision: str, device: str) -> str:
-    """fp32, bf16 or int8; auto is bf16 on a CPU that multiplies it in hardware, else fp32.
+    """fp32, bf16 or int8; auto is bf16 on a CPU or a CUDA GPU that multiplies it in hardware, else fp32.
 
     Raises EngineLoadError for a precision that there is not, or not there: int8 is for CPUs that multiply it in
     hardware.
     """
     if precision == "auto":
-        return "bf16" if device == "cpu" and multiplies_bf16() else "fp32"
+        return "bf16" if _has_bf16(device) else "fp32"
     if precision == INT8:
         _check_int8(device)
     elif precision not in PRECISIONS:
@@ -41,7 +41,7 @@ def floating(precision: str) -> torch.dtype:
 
 
 def finer(precision: str) -> str:
-    """What to compute in, on the CPU, where int8 or bf16 is too coarse for a model."""
+    """What to compute in where int8, on the CPU, or bf16 is too coarse for a model."""
     return chosen("auto", "cpu") if precision == INT8 else "fp32"
 
 
@@ -53,6 +53,15 @@ def multiplies_bf16(cpu: Path = CPU) -> bool:
 def multiplies_int8(cpu: Path = CPU) -> bool:
     """Whether it multiplies int8 in hardware, with sums of 32 bits; the same."""
     return not _INT8_FLAGS.isdisjoint(_flags(cpu))
+
+
+def _has_bf16(device: str) -> bool:
+    if device == "cpu":
+        return multiplies_bf16()
+    if not device.startswith("cuda") or not torch.cuda.is_available():
+        return False
+    with torch.cuda.device(device):  # of which alone torch tells; in emulation it is slower than fp32
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _check_int8(device: str) -> None:

@@ -12,11 +12,14 @@ from typing import TYPE_CHECKING
 from align_server.engines import hub
 from align_server.engines.ctc import bundle, checkpoint
 from align_server.engines.engine import EngineLoadError, Progress, silent
+from align_server.engines.replicas import Replicas
 from align_server.engines.sphinx.model import LANGUAGES, LICENCE, NAME, model_folder
 from align_server.engines.whisper import checkpoint as whisper
 from align_server.engines.whisper import openai
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from align_server.engines.engine import Engine
 
 DEFAULT_MODEL = NAME
@@ -105,33 +108,36 @@ def fetch(name: str, progress: Progress = silent) -> ModelDescription:
 def create(name: str, device: str, precision: str = "auto") -> Engine:
     """Make the engine of that name, not yet loaded; downloads nothing.
 
-    `precision` is auto, fp32, bf16 or int8; a model that has only one computes in that. Raises EngineLoadError for an
-    unknown name, device or precision, and for a model of the hub that was not fetched.
+    `device` is auto, cpu, cuda, cuda:N or mps. Auto is the best that is there; of several GPUs, which cuda means, each
+    has a replica. `precision` is auto, fp32, bf16 or int8; a model that has only one computes in that.
+    Raises EngineLoadError for an unknown name, device or precision, and for a model of the hub that was not fetched.
     """
     import torch  # noqa: PLC0415  slow to import: only a server that computes needs it
 
     # Batches run side by side, one per core; threads inside each would only get in each other's way.
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False  # fp32 is fp32: convolutions on GPUs would take 10 bits of its 23
     describe(name)
     if name == DEFAULT_MODEL:
         from align_server.engines.sphinx.engine import SphinxEngine  # noqa: PLC0415  imports torch
 
         # The model is too small for a GPU to help: auto means the CPU.
-        return SphinxEngine(device="cpu" if device == "auto" else _present(device))
+        return _on("cpu" if device == "auto" else device, SphinxEngine)
     if name == MMS:
         from align_server.engines.ctc.mms import MmsEngine  # noqa: PLC0415  imports torch and torchaudio
 
-        return MmsEngine(_best(device), precision)
+        return _on(device, lambda one: MmsEngine(one, precision))
     folder = _folder(name)
     if folder is None:
         raise EngineLoadError(f"{name} is {ON_HUB}")
     if name.startswith(WHISPER):
         from align_server.engines.whisper.engine import WhisperEngine  # noqa: PLC0415  imports torch
 
-        return WhisperEngine(name, folder, _best(device), precision)
+        return _on(device, lambda one: WhisperEngine(name, folder, one, precision))
     from align_server.engines.ctc.engine import CtcEngine  # noqa: PLC0415  imports torch and transformers
 
-    return CtcEngine(name, folder, _best(device), precision, _languages(_reference(name)))
+    languages = _languages(_reference(name))
+    return _on(device, lambda one: CtcEngine(name, folder, one, precision, languages))
 
 
 def _parts(name: str) -> tuple[str, str]:
@@ -159,18 +165,12 @@ def _folder(name: str) -> Path | None:
     return hub.snapshot(reference) if reference else Path(_parts(name)[1])
 
 
-def _best(device: str) -> str:
-    import torch  # noqa: PLC0415  see create
+def _on(device: str, make: Callable[[str], Engine]) -> Engine:
+    """The engine that `make` gives for a device; for several GPUs, one on each. Raises EngineLoadError for none."""
+    from align_server.engines.device import found  # noqa: PLC0415  imports torch
 
-    if device != "auto":
-        return _present(device)
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def _present(device: str) -> str:
-    import torch  # noqa: PLC0415  see create
-
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[device]:
+    devices = found("cuda") or found("mps") or ["cpu"] if device == "auto" else found(device)
+    if not devices:
         raise EngineLoadError(f"this machine has no {device} device that torch can use; leave --device out, or use cpu")
-    return device
+    engines = [make(one) for one in devices]
+    return engines[0] if len(engines) == 1 else Replicas(engines)

@@ -8,13 +8,16 @@ from __future__ import annotations
 import abc
 import gc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import torch
 
+from align_server.engines.ctc.agreement import agreed
 from align_server.engines.ctc.align import fewest_frames, token_spans
 from align_server.engines.ctc.encoder import Encoder
+from align_server.engines.ctc.weights import ready
+from align_server.engines.device import fetch, lane, send, send_padded
 from align_server.engines.engine import (
     SAMPLE_RATE,
     Engine,
@@ -26,9 +29,10 @@ from align_server.engines.engine import (
     WordKind,
     WordTiming,
 )
+from align_server.engines.precision import floating
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import numpy.typing as npt
 
@@ -61,6 +65,7 @@ class Traits:
 
     `alphabet` is the only one, or that of the default language. `paddable`: whether padding, with lengths given,
     changes nothing. `balance` is the number of frames at which attention takes as long as everything else.
+    `head` is what the library that computes the model where we do not calls its last layer.
     `longest_tail_ms` is by how much a word may end after its last token: half of the blanks that follow, but no more
     than that; 0 ends it with the token.
     """
@@ -69,6 +74,7 @@ class Traits:
     alphabet: Alphabet
     paddable: bool
     balance: float
+    head: str
     longest_tail_ms: float = 0.0
 
 
@@ -108,7 +114,7 @@ class Scored:
 class CtcAligner(Engine):
     """An engine whose model gives, for every frame, the log posterior of every token.
 
-    `name` is what users call it, `device` cpu, cuda or mps.
+    `name` is what users call it, `device` cpu, cuda, cuda:N or mps.
 
     On the CPU every segment is computed alone and unpadded: batches gain nothing there, and a result is the same to
     the bit in any batch. On other devices segments are computed together: padded, with their lengths, where the model
@@ -135,13 +141,11 @@ class CtcAligner(Engine):
         """Samples as the model wants them, of those within -1 to 1; shape [samples]."""
 
     @abc.abstractmethod
-    def _emissions(
-        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Log posteriors on the CPU, float32, shape [batch, frames, vocabulary], by a model that is no Encoder.
+    def _hidden(self, model: Any, samples: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        """What the last layer of a model that is no Encoder is given, shape [batch, frames, width].
 
-        `samples`, shape [batch, samples], are on the model's device; so are `lengths`, in samples, shape [batch], where
-        there is padding.
+        `samples`, shape [batch, samples], have the model's type and are on its device; so are `lengths`, in samples,
+        shape [batch], where there is padding.
         """
 
     def _alphabet(self, _words: Sequence[Word], /) -> Alphabet:
@@ -178,7 +182,7 @@ class CtcAligner(Engine):
 
     @property
     def device(self) -> str:
-        """Where it computes: cpu, cuda or mps."""
+        """Where it computes: cpu, cuda, cuda:N or mps."""
         return self._device
 
     @property
@@ -189,6 +193,18 @@ class CtcAligner(Engine):
     def cost(self, duration_ms: int) -> int:
         """Milliseconds of audio, and a part that grows with their square: attention, see `checkpoint.balance`."""
         return round(duration_ms * (1 + duration_ms / (self._traits.balance * self.frame_ms)))
+
+    def _stock(self, read: Callable[[], torch.nn.Module], precision: str) -> tuple[torch.nn.Module, str]:
+        """A model of another library on the device, and the precision that it has, see `agreed`.
+
+        `read` gives it as it is published, in fp32 on the CPU; as often as it is asked, for its weights are converted.
+        """
+        return agreed(
+            precision,
+            make=lambda name: ready(read(), self._traits.head, floating(name)).to(self.device),
+            hear=lambda model, samples: self._emissions(model, samples[None].to(self.device))[0].cpu(),
+            exact=lambda samples: self._emissions(read().eval(), samples[None])[0],
+        )
 
     def unload(self) -> None:
         """Let go of the weights."""
@@ -257,7 +273,7 @@ class CtcAligner(Engine):
         if model is None:
             raise RuntimeError(f"{type(self).__name__}.compute was called before load")
         samples = [torch.from_numpy(item.samples) for item in batch]
-        with torch.inference_mode():
+        with torch.inference_mode(), lane(self.device):
             if isinstance(model, Encoder):
                 adapters = (self._adapter(item.plan.alphabet) for item in batch)
                 emissions = [model(*one).log_softmax(-1) for one in zip(samples, adapters, strict=True)]
@@ -270,17 +286,27 @@ class CtcAligner(Engine):
     def _together(self, model: torch.nn.Module, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Emissions of segments that share forward passes, each of shape [frames, vocabulary]."""
         if self._traits.paddable:
-            padded = torch.nn.utils.rnn.pad_sequence(list(samples), batch_first=True)
             lengths = torch.tensor([len(one) for one in samples])
-            scored = self._emissions(model, padded.to(self.device), lengths.to(self.device))
+            scored = self._emissions(model, send_padded(samples, self.device), send(lengths, self.device))
             frames = map(self._traits.front_end.frames, lengths.tolist())
-            return [emission[:count] for emission, count in zip(scored, frames, strict=True)]
+            return [emission[:count] for emission, count in zip(fetch(scored), frames, strict=True)]
         emissions: dict[int, torch.Tensor] = {}
         for length in {len(one) for one in samples}:
             group = [i for i, one in enumerate(samples) if len(one) == length]
-            scored = self._emissions(model, torch.stack([samples[i] for i in group]).to(self.device))
-            emissions.update(zip(group, scored, strict=True))
+            scored = self._emissions(model, send_padded([samples[i] for i in group], self.device))
+            emissions.update(zip(group, fetch(scored), strict=True))
         return [emissions[i] for i in range(len(samples))]
+
+    def _emissions(
+        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Log posteriors on the device, float32, shape [batch, frames, vocabulary], by a model that is no Encoder.
+
+        The last layer and the softmax are in fp32, whatever the rest is in. `samples` are float32; see `_hidden`.
+        """
+        hidden = self._hidden(model, samples.to(next(model.parameters()).dtype), lengths)
+        logits: torch.Tensor = model.get_submodule(self._traits.head)(hidden.float())
+        return logits.log_softmax(-1)
 
     def decode(self, scored: Scored) -> Result:
         """Word times; see the class. Raises ArithmeticError where the model gave what is not a number."""

@@ -14,13 +14,12 @@ import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
-import structlog
 import torch
 import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
+from align_server.engines.ctc.agreement import agreed
 from align_server.engines.ctc.quantised import Quantised
-from align_server.engines.engine import SAMPLE_RATE
-from align_server.engines.precision import INT8, finer, floating
+from align_server.engines.precision import INT8, floating
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -29,11 +28,8 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
 STEP: Final = 10  # the last ones are rounded up to so many: oneDNN compiles code for every new shape, for 0.4 ms each
-AGREEING: Final = 0.1  # of a frame's probability that may be elsewhere in bf16 or int8; see `disagreement`
 NARROW: Final = 16  # channels: in bf16 oneDNN miscomputes convolutions whose groups have fewer, on CPUs with AMX
 SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
-
-log = structlog.get_logger()
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,36 +276,18 @@ class Encoder(torch.nn.Module):
 def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
     """A model for inference, and the precision that it has: a finer one than `precision` where it has to be.
 
-    A quarter of a second of noise is also computed in fp32, with one layer in memory at a time; int8 and bf16 have to
-    agree with that. Raises KeyError as Encoder does, and EngineLoadError as Quantised.
+    That takes a forward in fp32 with one layer in memory at a time; int8 and bf16 have to agree with it, see `agreed`.
+    Raises KeyError as Encoder does, and EngineLoadError as Quantised.
     """
-    noise = torch.randn(SAMPLE_RATE // 4, generator=torch.Generator().manual_seed(0))
-    exact: torch.Tensor | None = None
-    while True:
-        encoder = Encoder(shape, weights, floating(precision), quantised=precision == INT8)
-        if precision == "fp32":
-            return encoder, precision
-        with torch.inference_mode():
-            if exact is None:
-                exact = Encoder(shape, weights, torch.float32, keep_layers=False)(noise)
-            moved = disagreement(encoder(noise), exact)
-        if moved <= AGREEING:
-            return encoder, precision
-        because = f"in {precision} {moved:.0%} of the probability of a frame is elsewhere"
-        precision = finer(precision)
-        del encoder  # before the next takes memory
-        log.warning("computing in a finer precision", precision=precision, because=because)
 
+    def make(name: str) -> Encoder:
+        return Encoder(shape, weights, floating(name), quantised=name == INT8)
 
-def disagreement(logits: torch.Tensor, exact: torch.Tensor) -> float:
-    """The share of a frame's probability that is elsewhere than in `exact`, on average; 1 where it is not a number.
+    def exact(samples: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = Encoder(shape, weights, torch.float32, keep_layers=False)(samples)
+        return logits
 
-    Both have the shape [frames, vocabulary]. Where the exact ones are not numbers either it is 0.
-    """
-    if not torch.isfinite(exact).all():
-        return 0.0
-    moved = (logits.softmax(-1) - exact.softmax(-1)).abs().sum(-1).mean() / 2
-    return float(moved) if torch.isfinite(moved) else 1.0
+    return agreed(precision, make, Encoder.__call__, exact)
 
 
 def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -20,7 +20,6 @@ from align_server.engines.ctc.checkpoint import Checkpoint, revision
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.languages import Languages
 from align_server.engines.ctc.text import Vocabulary
-from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Scanning, Segment, Word, probe, silent
 from align_server.engines.precision import chosen, floating
 
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 VARIANCE_FLOOR: Final = 1e-7  # as the feature extractor of transformers has it
 CHECKING: Final = 0.6  # of the time of loading
 OWN: Final = frozenset({"hubert", "wav2vec2"})  # model types that our encoder computes
+WHOLE: Final = frozenset({"wav2vec2-conformer"})  # those that transformers computes in fp32 alone: they mix types
 EPSILON: Final = 1e-5
 UNUSED: Final = "masked_spec_embed"  # a weight of training alone, which checkpoints may lack
 
@@ -43,12 +43,13 @@ UNUSED: Final = "masked_spec_embed"  # a weight of training alone, which checkpo
 class CtcEngine(CtcAligner):
     """A CTC checkpoint in a local folder. Nothing is ever downloaded, and no pickle read.
 
-    `name` is what users call it, `device` cpu, cuda or mps. Raises EngineLoadError for what the folder's small files
-    show to be wrong; `load` does so for the weights.
+    `name` is what users call it, `device` cpu, cuda, cuda:N or mps. Raises EngineLoadError for what the folder's small
+    files show to be wrong; `load` does so for the weights.
 
     On the CPU wav2vec2 and HuBERT are computed by our own encoder, in `precision`: fp32, bf16, int8, or auto, which is
-    bf16 where the CPU multiplies it in hardware. Everything else is computed by transformers in fp32; there segments
-    are padded and masked where the model's front end has layer norm; group norm would see the padding.
+    bf16 where the CPU multiplies it in hardware. Everything else is computed by transformers: on the CPU in fp32,
+    elsewhere in fp32, bf16, or auto, which is bf16 on a GPU that multiplies it, but Conformers always in fp32. There
+    segments are padded and masked where the model's front end has layer norm; group norm would see the padding.
 
     A checkpoint with adapters is computed on the CPU alone, each segment in the language that most of its words are in:
     spelled in that language's vocabulary, heard with its adapter. A word of a language without one gets no time.
@@ -62,7 +63,8 @@ class CtcEngine(CtcAligner):
         adapters = checkpoint.adapters
         self._shape = _shape(checkpoint.config, adapted=adapters is not None) if device == "cpu" else None
         wanted = chosen(precision, device)
-        self._precision = wanted if self._shape else "fp32"
+        halved = device != "cpu" and checkpoint.config["model_type"] not in WHOLE
+        self._precision = wanted if self._shape or halved else "fp32"
         self._languages: Languages | None = None
         if adapters is None:
             self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
@@ -76,6 +78,7 @@ class CtcEngine(CtcAligner):
             alphabet=alphabet,
             paddable=checkpoint.paddable,
             balance=checkpoint.balance,
+            head="lm_head",
         )
         super().__init__(name, device, traits)
 
@@ -106,12 +109,10 @@ class CtcEngine(CtcAligner):
         sums = self._checkpoint.sums(lambda share, what: progress(CHECKING * share, what))
         self._digest = revision(sums)
         progress(CHECKING, "reading the weights")
-        model = _read_model(self._checkpoint)
         if self._shape is None:
-            settle([model])
-            self._model = model.to(self.device)
+            self._model, self._precision = self._stock(lambda: _read_model(self._checkpoint), self._precision)
         else:
-            self._model, self._precision = _own(model, self._shape, self._checkpoint, self._precision)
+            self._model, self._precision = _own(self._shape, self._checkpoint, self._precision)
         if self._languages:
             self._languages.open(sums, floating(self._precision))
         progress(1.0, "loaded")
@@ -158,14 +159,12 @@ class CtcEngine(CtcAligner):
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + VARIANCE_FLOOR)
         return samples.astype(np.float32, copy=False)
 
-    def _emissions(
-        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _hidden(self, model: Any, samples: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         mask = None
         if lengths is not None:
             mask = (torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]).long()
-        logits: torch.Tensor = model(samples, attention_mask=mask).logits
-        return logits.log_softmax(-1).cpu()
+        hidden: torch.Tensor = model.base_model(samples, attention_mask=mask).last_hidden_state
+        return hidden
 
 
 def _alphabet(vocabulary: Vocabulary, size: int, language: str = "") -> Alphabet:
@@ -216,9 +215,9 @@ def _shape(config: dict[str, Any], *, adapted: bool) -> Shape | None:
     )
 
 
-def _own(model: torch.nn.Module, shape: Shape, checkpoint: Checkpoint, precision: str) -> tuple[Encoder, str]:
+def _own(shape: Shape, checkpoint: Checkpoint, precision: str) -> tuple[Encoder, str]:
     """Our encoder with the weights of a model of transformers, and its precision. Raises EngineLoadError."""
-    state, family = model.state_dict(), checkpoint.config["model_type"]
+    state, family = _read_model(checkpoint).state_dict(), checkpoint.config["model_type"]
     try:
         return encoder.read(shape, lambda name: state[torchaudio_name(name, family)], precision)
     except KeyError as error:

@@ -10,7 +10,7 @@ import hashlib
 import importlib.metadata
 import pickle
 import textwrap
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
@@ -20,9 +20,8 @@ from align_server.engines.ctc.aligner import Alphabet, CtcAligner, Traits
 from align_server.engines.ctc.bundle import MMS_FA, NAME, Bundle
 from align_server.engines.ctc.checkpoint import DECODER_VERSION
 from align_server.engines.ctc.encoder import Shape
-from align_server.engines.ctc.weights import settle
 from align_server.engines.engine import EngineLoadError, Progress, Word, silent
-from align_server.engines.precision import chosen, floating
+from align_server.engines.precision import chosen
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -38,7 +37,7 @@ DOWNLOADING, CHECKING, READING = 0.7, 0.8, 0.9  # how far loading is after each
 class MmsEngine(CtcAligner):
     """A wav2vec2 model as torchaudio publishes it; the weights are downloaded into torch's cache where they lack.
 
-    `precision` is fp32, bf16, int8, or auto: bf16 on a CPU that multiplies it in hardware, fp32 elsewhere.
+    `precision` is fp32, bf16, int8, or auto: bf16 on a CPU or GPU that multiplies it in hardware, fp32 elsewhere.
     In bf16 all but the last layer and the softmax, which are in fp32, is in bf16; in int8 most of that is in int8.
     Raises EngineLoadError for a precision that there is not, or not on this device.
 
@@ -56,6 +55,7 @@ class MmsEngine(CtcAligner):
         traits = Traits(
             front_end=bundle.front_end,
             alphabet=Alphabet(len(bundle.labels), blank=0, delimiter=None),
+            head="aux",
             paddable=bundle.paddable,
             balance=bundle.balance,
             longest_tail_ms=LONGEST_TAIL_MS,
@@ -95,12 +95,11 @@ class MmsEngine(CtcAligner):
             begin = DOWNLOADING
         self._digest = self._bundle.digest(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
         progress(CHECKING, "reading the weights")
-        model = read_model(self._bundle)
         if self.device == "cpu":
-            weights = model.state_dict().__getitem__
+            weights = read_model(self._bundle).state_dict().__getitem__
             self._model, self._precision = encoder.read(_shape(self._bundle), weights, self._precision)
         else:
-            self._model = ready(model, floating(self._precision)).to(self.device)
+            self._model, self._precision = self._stock(lambda: read_model(self._bundle), self._precision)
         progress(READING, "reading the tables of uroman")
         romanise.load()
         progress(1.0, "loaded")
@@ -114,13 +113,9 @@ class MmsEngine(CtcAligner):
         normalised: npt.NDArray[np.float32] = torch.nn.functional.layer_norm(waveform, waveform.shape).numpy()
         return normalised
 
-    def _emissions(
-        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        features, frames = model.get_submodule("feature_extractor")(samples.to(floating(self._precision)), lengths)
-        hidden = model.get_submodule("encoder")(features, frames)
-        logits: torch.Tensor = model.get_submodule("aux")(hidden.float())
-        return logits.log_softmax(-1).cpu()
+    def _hidden(self, model: Any, samples: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        hidden: torch.Tensor = model.encoder(*model.feature_extractor(samples, lengths))
+        return hidden
 
 
 def read_model(bundle: Bundle) -> Wav2Vec2Model:
@@ -143,14 +138,6 @@ def read_model(bundle: Bundle) -> Wav2Vec2Model:
         raise EngineLoadError(
             f"{path} has {path.stat().st_size} bytes, but not the weights of this model ({found}); {cure}"
         ) from error
-    return model
-
-
-def ready(model: Wav2Vec2Model, dtype: torch.dtype) -> Wav2Vec2Model:
-    """The model for inference in memory of its own, all but its last layer in `dtype`."""
-    settle([model.feature_extractor, model.encoder], dtype)
-    settle([model.aux])
-    model.eval()
     return model
 
 

@@ -5,7 +5,7 @@ Knows torch's modules; knows no file and no format.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
 from torch.nn.utils import parametrize
@@ -14,6 +14,16 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 ALIGNED: Final = 64  # bytes in a cache line
+
+Model = TypeVar("Model", bound=torch.nn.Module)
+
+
+def ready(model: Model, head: str, dtype: torch.dtype) -> Model:
+    """A model for inference in memory of its own, in `dtype` but for its last layer, named `head`, which is in fp32."""
+    last = model.get_submodule(head)
+    settle([part for part in model.children() if part is not last], dtype)
+    settle([last])
+    return model.eval()
 
 
 def settle(modules: Sequence[torch.nn.Module], dtype: torch.dtype = torch.float32) -> None:

@@ -139,7 +139,7 @@ class SphinxEngine(Engine):
     @property
     def device(self) -> str:
         """Where Gaussians are computed."""
-        return self._device.type
+        return str(self._device)
 
     @property
     def size_bytes(self) -> int:

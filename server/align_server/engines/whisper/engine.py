@@ -15,6 +15,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 
+from align_server.engines.device import fetch, lane, send
 from align_server.engines.engine import (
     SAMPLE_RATE,
     Engine,
@@ -124,8 +125,8 @@ class _Heard:
 class WhisperEngine(Engine):
     """A Whisper checkpoint on disk, as transformers or as OpenAI writes it. Nothing is ever downloaded.
 
-    `name` is what users call it, `path` a folder or a .pt, `device` cpu, cuda or mps, `precision` fp32, bf16 or auto;
-    for int8, which it has not, it takes what auto is.
+    `name` is what users call it, `path` a folder or a .pt, `device` cpu, cuda, cuda:N or mps, `precision` fp32, bf16
+    or auto; for int8, which it has not, it takes what auto is.
     Raises EngineLoadError for what the small files show to be wrong; `load` does so for the weights. A .pt is
     converted here, the first time, which takes as long as writing its weights.
 
@@ -177,7 +178,7 @@ class WhisperEngine(Engine):
 
     @property
     def device(self) -> str:
-        """Where it computes: cpu, cuda or mps."""
+        """Where it computes: cpu, cuda, cuda:N or mps."""
         return self._device
 
     @property
@@ -304,7 +305,7 @@ class WhisperEngine(Engine):
         model = self._model
         if model is None:
             raise RuntimeError("WhisperEngine.compute was called before load")
-        with torch.inference_mode():
+        with torch.inference_mode(), lane(self.device):
             scored: dict[int, _Scored | _Heard] = {}
             groups: dict[int, dict[int, _Prepared]] = {}
             for i, item in enumerate(batch):
@@ -340,7 +341,7 @@ class WhisperEngine(Engine):
         """What is said in a segment, None where nothing is; and up to which frame the model listened, if it says so."""
         tokenizer, decoder = self._tokenizer, model.decoder
         segment, asked = item.segment, item.segment.transcribe or ""
-        audio = model.encoder(item.mel[None].to(self.device))
+        audio = model.encoder(send(item.mel[None], self.device))
         memory = decoder.remember(audio)
 
         def step(token: int, at: int) -> torch.Tensor:
@@ -360,25 +361,25 @@ class WhisperEngine(Engine):
         plan = _Plan(words, segment.duration_ms, frames, whole, len(prompt) - 1, tuple(owners), {})
         short = self._context(-(-len(segment.pcm) // FRAME))
         if short < audio.shape[1]:  # as `prepare` has it for given words
-            audio = model.encoder(self._mel(segment, MARGIN)[None].to(self.device))
+            audio = model.encoder(send(self._mel(segment, MARGIN)[None], self.device))
         return self._scored(model, [plan], audio)[0], found.heard
 
     def _together(self, model: Whisper, batch: Sequence[_Prepared]) -> list[_Scored]:
         """The same of segments that share a forward; their contexts are of one length."""
-        audio = model.encoder(torch.stack([item.mel for item in batch]).to(self.device))
+        audio = model.encoder(send(torch.stack([item.mel for item in batch]), self.device))
         return self._scored(model, [item.plan for item in batch], audio)
 
     def _scored(self, model: Whisper, plans: Sequence[_Plan], audio: torch.Tensor) -> list[_Scored]:
         tokens = [torch.tensor(plan.tokens) for plan in plans]
-        padded = pad_sequence(tokens, batch_first=True, padding_value=self._tokenizer.end).to(self.device)
+        padded = send(pad_sequence(tokens, batch_first=True, padding_value=self._tokenizer.end), self.device)
         states, scores = model.decoder(padded, audio, self._checkpoint.heads)
         scored = []
         for i, plan in enumerate(plans):
-            weights = scores[i, :, : len(plan.tokens), : plan.frames].softmax(-1).cpu().numpy()
+            weights = scores[i, :, : len(plan.tokens), : plan.frames].softmax(-1)
             said = padded[i, plan.first + 1 : len(plan.tokens) - 1]
             logits = model.decoder.logits(states[i, plan.first : len(plan.tokens) - 2])[:, : self._tokenizer.end]
-            likely = logits.gather(1, said[:, None])[:, 0].sub(logits.logsumexp(-1)).exp().cpu().numpy()
-            scored.append(_Scored(plan, weights, likely))
+            likely = logits.gather(1, said[:, None])[:, 0].sub(logits.logsumexp(-1)).exp()
+            scored.append(_Scored(plan, fetch(weights).numpy(), fetch(likely).numpy()))
         return scored
 
     def decode(self, scored: _Scored | _Heard) -> Result:
@@ -411,10 +412,8 @@ class WhisperEngine(Engine):
         return min(round(float(frame) * self.frame_ms), plan.duration_ms)
 
     def unload(self) -> None:
-        """Let go of the weights, and give their memory back."""
+        """Let go of the weights."""
         self._model = None
-        if self.device == "cuda":
-            torch.cuda.empty_cache()
 
 
 def _read_model(checkpoint: Checkpoint, dtype: torch.dtype) -> Whisper:
