@@ -103,7 +103,7 @@ def _what(command: F) -> F:
         click.option(
             "--max-queued-s",
             type=click.IntRange(600),
-            help="Seconds of audio that may be queued or granted: bounds how long anyone waits. Default: 1200.",
+            help="Seconds of audio that may be queued or granted: bounds how long anyone waits. Default: 2400.",
         ),
         click.option(
             "--memory-limit",

@@ -48,7 +48,7 @@ class Config:
         0  # threads that get segments ready; 0 means half the cores; on a CPU none, where neither is set
     )
     decode_workers: int = 0  # threads that find the times; the same
-    max_queued_ms: int = 20 * 60_000
+    max_queued_ms: int = 40 * 60_000  # eight streams then have room for three full messages each
     memory_limit_mb: int = 0  # for the whole process; 0 means a share of what the machine or its container has
     idle_unload_s: float = 0.0  # without use, after which a model is unloaded; 0 means never
     metrics: str = ""  # HOST:PORT of the metrics page; empty means none

@@ -34,7 +34,8 @@ if TYPE_CHECKING:
     StreamContext = ServicerContext[pb.AlignStreamRequest, pb.AlignStreamResponse]
 
 MAX_ANSWERS = 256  # in one message, which is then far below what a client takes
-LUMP_MS = 60_000  # of audio answered, after which answers leave, or...
+LUMP_MS = 60_000  # of audio answered, after which answers leave...
+LUMP_SHARE = 3  # ... or after this part of the stream's window, where that is less, or...
 HOLD_S = 1.0  # ... after so long, where as much audio of the same stream still waits to be computed
 
 log = structlog.get_logger()
@@ -176,7 +177,8 @@ class Stream:
         A message costs each side half a millisecond, in which the embedded model computes a tenth of a second.
         """
         grant = self._grant
-        if grant is None or grant.held_ms < LUMP_MS or self._outbox_ms >= LUMP_MS:
+        lump_ms = min(LUMP_MS, grant.outstanding_ms // LUMP_SHARE) if grant else 0
+        if grant is None or grant.held_ms < lump_ms or self._outbox_ms >= lump_ms:
             self.wake()
         elif self._held is None:
             self._held = asyncio.get_running_loop().call_later(HOLD_S, self.wake)

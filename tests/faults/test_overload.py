@@ -93,7 +93,7 @@ async def test_a_client_that_reads_no_results_is_bounded_and_costs_the_others_no
             answers = [await stream.submit(noise(10, i), WORDS) for i in range(40)]
             await asyncio.wait_for(asyncio.gather(*answers), 60)
             info = await client.info()
-        assert info.queued_s + info.granted_s + info.computing_s <= 1200
+        assert info.queued_s + info.granted_s + info.computing_s <= 2400
         deaf.cancel()
 
 

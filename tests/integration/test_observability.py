@@ -241,7 +241,7 @@ class TestMetrics:
         assert seen("align_memory_limit_bytes") == LIMIT
         assert seen("align_model_loaded", model=MODEL) == 1
         assert seen("align_batch_limit_bytes", model=MODEL) > 0
-        assert seen("align_budget_audio_seconds") == 1200
+        assert seen("align_budget_audio_seconds") == 2400
 
     def test_a_metrics_port_in_use_ends_the_start_and_leaves_nothing_behind(self, watched: Watched, room: Path) -> None:
         refused = launch(room / "align.sock", "--metrics", watched.metrics, wait=False)

@@ -184,8 +184,8 @@ class TestMeasuring:
     class Timed(CountingEngine):
         """Takes as long as it is told to, by a clock of its own, and as much memory for each segment."""
 
-        def __init__(self, fixed_s: float, each_s: float, memory: FixedMemory) -> None:
-            super().__init__()
+        def __init__(self, fixed_s: float, each_s: float, memory: FixedMemory, *, pads: bool) -> None:
+            super().__init__(pads=pads)
             self.now = 0.0
             self._fixed_s, self._each_s, self._memory = fixed_s, each_s, memory
 
@@ -197,9 +197,11 @@ class TestMeasuring:
             self._memory.most = self._memory.now + len(batch) * 20 * MB
             return list(batch)
 
-    def measured(self, monkeypatch: pytest.MonkeyPatch, *, fixed_s: float, each_s: float, lanes: int = 1) -> Facts:
+    def measured(
+        self, monkeypatch: pytest.MonkeyPatch, *, fixed_s: float, each_s: float, lanes: int = 1, pads: bool = True
+    ) -> Facts:
         memory, facts = FixedMemory(100 * MB), Facts()
-        engine = self.Timed(fixed_s, each_s, memory)
+        engine = self.Timed(fixed_s, each_s, memory, pads=pads)
         monkeypatch.setattr(tuning, "time", engine)
         tuning.measure(engine, facts, lanes, memory)
         return facts
@@ -211,6 +213,12 @@ class TestMeasuring:
 
     def test_an_engine_with_a_price_for_each_batch_gets_large_ones(self, monkeypatch: pytest.MonkeyPatch) -> None:
         assert self.measured(monkeypatch, fixed_s=0.02, each_s=0.0005).batch_ms >= 128_000
+
+    def test_an_engine_that_computes_one_by_one_is_timed_with_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        quick = self.measured(monkeypatch, fixed_s=0.0, each_s=0.01, pads=False)
+        assert quick.batch_ms == 16_000  # so that what a batch costs beside its segments is little of it
+        again = self.measured(monkeypatch, fixed_s=0.01, each_s=0.0, pads=False)
+        assert again.batch_ms == 16_000  # a batch of several was not asked
 
     def test_the_memory_of_a_batch_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:
         facts = self.measured(monkeypatch, fixed_s=0.01, each_s=0.01)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     Metadata = tuple[tuple[str, str], ...]
 
-MAX_HELD_MS = 180_000  # audio that waits here, sent or not: the server's widest window, about 6 MB
-MESSAGE_MS = 60_000  # audio that is sent in one message where there is more than one segment
+MAX_HELD_MS = 180_000  # audio that waits here, sent or not: what a server grants a stream, about 6 MB
+MESSAGE_MS = 60_000  # audio that is sent in one message where there is more than one segment...
+MESSAGE_SHARE = 3  # ... and the credit has room for as many messages; else this part of it
 MAX_LOSSES = 5  # streams in a row that broke with a segment unanswered before it is given up
 
 
@@ -157,8 +158,10 @@ class AlignStream:
         return not self._unanswered
 
     def _is_worth_a_message(self) -> bool:
-        """Whether to send what there is, or to wait for more, as the server has enough to do meanwhile."""
-        return self._closing or self._unanswered_ms <= MAX_HELD_MS - MESSAGE_MS
+        """Whether to send what there is, or to wait for more credit, as the server has enough to do meanwhile."""
+        unused_ms = self._granted_ms - self._sent_ms
+        window_ms = unused_ms + self._unanswered_ms
+        return self._closing or unused_ms >= min(MESSAGE_MS, window_ms // MESSAGE_SHARE)
 
     def _can_go_on(self, known_ms: int, *, has_asked: bool) -> bool:
         return self._granted_ms > known_ms or (self._is_starved() and not has_asked)

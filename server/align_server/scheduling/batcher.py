@@ -334,6 +334,7 @@ class Batcher:
         """
         late: list[Work] = []
         for works in self._groups(batch, batch.works):
+            self._answers.leave()  # of the group before; those of the last one with the end of the batch
             scored = self._steps.compute(self._prepare(batch, works, late))
             now = time.monotonic()
             for work, item in scored:
@@ -341,7 +342,6 @@ class Batcher:
                 self._answers.put(work, self._steps.decode(work, item))
                 batch.done.append(work)
             batch.decode_s += time.monotonic() - now
-            self._answers.leave()
         now = time.monotonic()
         following = None if len(self.interactive) else self._take_spare()
         if following:

@@ -1,6 +1,7 @@
 """How large a batch should be, how fast the model is and what memory it takes: measured once, when it is warmed up.
 
-The smallest batch that is about as fast per second of audio as any: small batches keep clients waiting less.
+The smallest batch that is about as fast per second of audio as any: small batches keep clients waiting less. An engine
+that does not pad computes one segment after the other, so that of its batches only one of a single segment is timed.
 Knows the engine's interface and nothing of queues. Everything here blocks and runs in a worker thread.
 """
 
@@ -31,9 +32,11 @@ def measure(engine: Engine, facts: Facts, lanes: int, memory: Memory) -> None:
     cost = engine.cost(PROBE_MS)
     engine.decode(engine.compute([item])[0])  # the first time is not like the others
     best = float("inf")
-    count = 1
+    count, alone = 1, 0.0
     while count <= MAX_ITEMS and count * cost <= MOST_MS:
-        each = (_seconds(engine, [item] * count) + HANDOVER_S) / count
+        if engine.pads or not alone:
+            alone = _seconds(engine, [item] * count) / count
+        each = alone + HANDOVER_S / count
         if each > best * (1 - GAIN):
             break
         best, facts.batch_ms = each, count * cost
