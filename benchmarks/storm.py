@@ -1,7 +1,7 @@
 """A busy server under a storm of single calls that leave it no time: what it computes in vain, how soon it refuses.
 
 The calls are of gRPC itself, so that nothing is tried again; they say how much audio they bring, as the SDK does.
-Callers share the processors with everybody else, so that the same calls also go to a server that does nothing but refuse.
+Callers share the processors with everybody else, so that the same calls also go to a server that only refuses.
 """
 
 from __future__ import annotations
@@ -85,8 +85,7 @@ def measure(scale: Scale) -> list[Row]:
             "from its arrival to its refusal, as the server counts it", counted, f"at most {REFUSED_MS} ms each", quick
         ),
         Row(
-            "from such a call to its refusal, as its client sees it; by a server that does nothing but refuse, beside the "
-            "same load",
+            "from such a call to its refusal, as its client sees it; by a server that only refuses, beside the same load",
             f"{_spread(ended)}; {_spread(elsewhere)}",
         ),
         Row(
