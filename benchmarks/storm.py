@@ -85,7 +85,7 @@ def measure(scale: Scale) -> list[Row]:
             "from its arrival to its refusal, as the server counts it", counted, f"at most {REFUSED_MS} ms each", quick
         ),
         Row(
-            "from such a call to its refusal, as its client sees it; by a server that only refuses, beside the same load",
+            "from such a call to its refusal, as its client sees it; by a server that only refuses, at the same time",
             f"{_spread(ended)}; {_spread(elsewhere)}",
         ),
         Row(
