@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pytest
 import torch
+from structlog.testing import capture_logs
 from torchaudio.models import wav2vec2_model
 from torchaudio.pipelines import MMS_FA as TORCHAUDIO
 from torchaudio.pipelines import Wav2Vec2FABundle
@@ -49,7 +50,9 @@ TINY: dict[str, Any] = {
     "encoder_num_heads": 4,
     "encoder_ff_interm_features": 64,
 }
-BUNDLE = replace(MMS_FA, url="https://127.0.0.1/tiny.pt", file_name="tiny.pt", params={**MMS_FA.params, **TINY})
+BUNDLE = replace(
+    MMS_FA, sha256="", url="https://127.0.0.1/tiny.pt", file_name="tiny.pt", params={**MMS_FA.params, **TINY}
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -498,6 +501,20 @@ def test_a_download_that_is_cut_off_leaves_nothing(empty: Path) -> None:
     ):
         loaded(replace(BUNDLE, url=url))
     assert not list(empty.rglob("*.*"))
+
+
+def test_another_file_than_the_published_one_is_not_downloaded(empty: Path) -> None:
+    with serving(b"half", promised=4) as url, pytest.raises(EngineLoadError, match="instead of abc, and was not kept"):
+        loaded(replace(BUNDLE, url=url, sha256="abc"))
+    assert not list(empty.rglob("*.*"))
+
+
+def test_weights_of_ones_own_are_taken_with_a_warning(home: Path, exact: MmsEngine) -> None:
+    with capture_logs() as logs:
+        assert loaded(replace(BUNDLE, sha256=MMS_FA.sha256)).revision == exact.revision
+    (warning,) = logs
+    assert (warning["event"], warning["log_level"]) == ("not the published weights", "warning")
+    assert warning["file"] == str(home / "hub" / "checkpoints" / "tiny.pt")
 
 
 @pytest.mark.parametrize("keep", [0, 4, 1000, -1])

@@ -6,18 +6,15 @@ torchaudio's own, to the letter: `torchaudio.pipelines.MMS_FA`, version 2.11.
 
 from __future__ import annotations
 
-import hashlib
 import http.client
 import os
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
-from urllib.request import Request, urlopen
 
 from align_server.engines.ctc.checkpoint import FrontEnd, balance
+from align_server.engines.download import bring, sha256_of
 from align_server.engines.engine import EngineLoadError
-from align_server.engines.files import READ_AT_ONCE, chunks
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -26,7 +23,6 @@ if TYPE_CHECKING:
 
 NAME: Final = "mms-fa"
 LICENCE: Final = "CC-BY-NC-4.0"
-TIMEOUT_S: Final = 30.0  # without a byte
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,7 @@ class Bundle:
 
     The weights are a state dict of that model, which `torch.save` wrote: at `url`, and kept as `file_name`. Their last
     layer has more rows than the model: those in `unused`, which stand for special tokens of fairseq and were never
-    trained.
+    trained. `sha256` is the file's, in hex; "" where it is not known.
     """
 
     url: str
@@ -43,6 +39,7 @@ class Bundle:
     params: Mapping[str, Any]
     labels: tuple[str, ...]
     unused: tuple[int, ...] = (1, 2, 3)
+    sha256: str = ""
 
     @property
     def path(self) -> Path:
@@ -77,48 +74,24 @@ class Bundle:
     def digest(self, progress: Progress) -> str:
         """SHA-256 of the file, in hex. Raises EngineLoadError."""
         path = self.path
-        digest = hashlib.sha256()
-        done = 0
         try:
-            total = path.stat().st_size
-            for chunk in chunks(path):
-                digest.update(chunk)
-                done += len(chunk)
-                progress(done / total, f"checking {path.name}")
+            return sha256_of(path, progress)
         except OSError as error:
             raise EngineLoadError(f"{path} cannot be read ({error.strerror}); {self.cure}") from error
-        return digest.hexdigest()
 
     def download(self, progress: Progress) -> None:
         """Bring the file into the cache, under its name only when it is whole. Raises EngineLoadError.
 
-        torch's own loader is not used: it tells nobody how far it is, and keeps what a broken connection cut off.
+        torch's own loader is not used: it tells nobody how far it is, and begins anew where a connection broke.
         """
-        path = self.path
-        part = path.with_name(f"{path.name}.{uuid.uuid4().hex}.partial")  # as torch's: servers may start together
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._stream(part, progress)
-            part.replace(path)
+            bring(self.url, self.path, self.sha256, progress)
+        except ValueError as error:
+            raise EngineLoadError(f"{error}; try again later, and without a proxy between, or {self.cure}") from error
         except (OSError, http.client.HTTPException) as error:
             raise EngineLoadError(
-                f"{path} is not there, and {self.url} could not be downloaded ({error}); {self.cure}"
+                f"{self.path} is not there, and {self.url} could not be downloaded ({error}); {self.cure}"
             ) from error
-        finally:
-            part.unlink(missing_ok=True)
-
-    def _stream(self, part: Path, progress: Progress) -> None:
-        request = Request(self.url, headers={"User-Agent": "chatalign"})  # noqa: S310  a constant, not from a user
-        with urlopen(request, timeout=TIMEOUT_S) as response, part.open("xb") as file:  # noqa: S310  the same
-            total = int(response.headers["Content-Length"] or 0)
-            done = 0
-            while chunk := response.read(READ_AT_ONCE):
-                file.write(chunk)
-                done += len(chunk)
-                if total:
-                    progress(done / total, f"downloading {self.file_name}, {total / 1e6:.0f} MB")
-        if done < total:
-            raise ConnectionError(f"it ended after {done} of {total} bytes")
 
     @property
     def cure(self) -> str:
@@ -132,6 +105,7 @@ class Bundle:
 MMS_FA: Final = Bundle(
     url="https://dl.fbaipublicfiles.com/mms/torchaudio/ctc_alignment_mling_uroman/model.pt",
     file_name="model.pt",
+    sha256="20ef12963ab4924bef49ac4fc7f58ad5da2ee43b2c11bc8c853c9b90ecdbc680",  # not published; as others found it
     params={
         "extractor_mode": "layer_norm",
         "extractor_conv_layer_config": [(512, 10, 5), *[(512, 3, 2)] * 4, *[(512, 2, 2)] * 2],

@@ -12,6 +12,7 @@ import pickle
 import textwrap
 from typing import TYPE_CHECKING, Any, Final
 
+import structlog
 import torch
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
 
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 VERSION: Final = 1  # raised with every change of this file or of `romanise` that can change a time or a score
 LONGEST_TAIL_MS: Final = 100.0
 DOWNLOADING, CHECKING, READING = 0.7, 0.8, 0.9  # how far loading is after each
+
+log = structlog.get_logger()
 
 
 class MmsEngine(CtcAligner):
@@ -94,6 +97,8 @@ class MmsEngine(CtcAligner):
             self._bundle.download(lambda share, what: progress(DOWNLOADING * share, what))
             begin = DOWNLOADING
         self._digest = self._bundle.digest(lambda share, what: progress(begin + (CHECKING - begin) * share, what))
+        if self._bundle.sha256 and self._digest != self._bundle.sha256:
+            log.warning("not the published weights", file=str(self._bundle.path), sha256=self._digest)
         progress(CHECKING, "reading the weights")
         if self.device == "cpu":
             weights = read_model(self._bundle).state_dict().__getitem__
