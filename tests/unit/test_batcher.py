@@ -348,7 +348,7 @@ class TestMemory:
     async def test_a_segment_that_could_never_be_computed_is_refused_with_figures(self) -> None:
         running = batcher(CountingEngine(), guard=MemoryGuard(100_000_000, FixedMemory()))
         running.share.facts.bytes_per_ms = 10_000.0
-        with pytest.raises(Invalid, match=r"about 191 MB.*leaves 64 MB.*--memory-limit"):
+        with pytest.raises(Invalid, match=r"about 191 MB.*leaves 72 MB.*--memory-limit"):
             running.put(work("a", "long", 20_000))
         await running.stop()
 

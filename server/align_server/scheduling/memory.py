@@ -31,7 +31,6 @@ DEFAULT_SHARE = 0.75  # of the machine's or the container's memory
 UNSEEN_BYTES_PER_MS = 4096.0  # 4 MB a second, until a batch was seen
 BYTES_PER_QUEUED_MS = 96  # int16 audio, the message that brought it, and a margin
 QUEUE_SHARE = 0.25  # of what the models leave, for queued audio
-UNCOUNTED = 0.1  # of the limit, for what nobody counts: connections with their buffers, what allocators keep
 FORGET = 0.02  # of the way down to a smaller peak, with each observation
 OBSERVE_S = 1.0  # between two looks at the peak
 RECOVERY = 1.1  # how fast a limit learnt from running out grows again
@@ -210,8 +209,8 @@ class MemoryGuard:
 
     @property
     def spare_bytes(self) -> int:
-        """What the limit leaves beside the loaded models and what is not counted."""
-        return max(0, int(self.limit * (1 - UNCOUNTED)) - self.idle_bytes)
+        """What the limit leaves beside the loaded models."""
+        return max(0, self.limit - self.idle_bytes)
 
     @property
     def queue_ms(self) -> int:
