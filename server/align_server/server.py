@@ -163,6 +163,7 @@ class Server:
         while not self._stopping.is_set():
             self._admission.refresh()
             await self._residents.refresh()
+            await asyncio.to_thread(self._guard.relieve)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._stopping.wait(), HOUSEKEEPING_S)
 

@@ -31,6 +31,7 @@ DEFAULT_SHARE = 0.75  # of the machine's or the container's memory
 UNSEEN_BYTES_PER_MS = 4096.0  # 4 MB a second, until a batch was seen
 BYTES_PER_QUEUED_MS = 96  # int16 audio, the message that brought it, and a margin
 QUEUE_SHARE = 0.25  # of what the models leave, for queued audio
+TIGHT = 0.9  # of the limit; above it the allocator gives back what it keeps
 FORGET = 0.02  # of the way down to a smaller peak, with each observation
 OBSERVE_S = 1.0  # between two looks at the peak
 RECOVERY = 1.1  # how fast a limit learnt from running out grows again
@@ -202,6 +203,11 @@ class MemoryGuard:
         self._shares.remove(share)
         self.memory.trim()
         self.settle()
+
+    def relieve(self) -> None:
+        """Where it gets tight, have what allocators keep for later given back. Safe in any thread; takes a while."""
+        if self.memory.used() > TIGHT * self.limit:
+            self.memory.trim()
 
     def settle(self) -> None:
         """Take what is used now as what the models need at rest."""
