@@ -31,8 +31,7 @@ DEFAULT_SHARE = 0.75  # of the machine's or the container's memory
 UNSEEN_BYTES_PER_MS = 4096.0  # 4 MB a second, until a batch was seen
 BYTES_PER_QUEUED_MS = 96  # int16 audio, the message that brought it, and a margin
 QUEUE_SHARE = 0.25  # of what the models leave, for queued audio
-UNCOUNTED = 0.1  # of the limit, which batches together leave to what nobody counts, such as connections
-TIGHT = 1 - UNCOUNTED  # of the limit; above it the allocator gives back what it keeps
+TIGHT = 0.9  # of the limit; above it the allocator gives back what it keeps
 FORGET = 0.02  # of the way down to a smaller peak, with each observation
 OBSERVE_S = 1.0  # between two looks at the peak
 RECOVERY = 1.1  # how fast a limit learnt from running out grows again
@@ -245,7 +244,7 @@ class MemoryGuard:
 
     def room_ms(self, share: Share) -> int:
         """The cost of the largest batch that may start now."""
-        room = max(0.0, self._for_batches - UNCOUNTED * self.limit - self._taken) / share.bytes_per_ms
+        room = max(0.0, self._for_batches - self._taken) / share.bytes_per_ms
         failed = share.facts.failed_ms
         return int(min(room, failed // 2) if failed else room)
 
