@@ -221,9 +221,9 @@ class TestMeasuring:
         assert self.measured(monkeypatch, fixed_s=0.02, each_s=0.0005).batch_ms >= 128_000
 
     def test_an_engine_that_computes_one_by_one_is_timed_with_one(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        quick = self.measured(monkeypatch, fixed_s=0.0, each_s=0.01, pads=False)
+        quick = self.measured(monkeypatch, fixed_s=0.0, each_s=0.008, pads=False)
         assert quick.batch_ms == 16_000  # so that what a batch costs beside its segments is little of it
-        again = self.measured(monkeypatch, fixed_s=0.01, each_s=0.0, pads=False)
+        again = self.measured(monkeypatch, fixed_s=0.008, each_s=0.0, pads=False)
         assert again.batch_ms == 16_000  # a batch of several was not asked
 
     def test_the_memory_of_a_batch_is_measured(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from align_server.scheduling.memory import Memory
 
 PROBE_MS = 4_000  # about the mean length of an utterance
-HANDOVER_S = 0.0015  # what the event loop and the threads spend on a batch, whatever is in it
+HANDOVER_S = 0.001  # what the event loop and the threads spend on a batch, whatever is in it
 GAIN = 0.025  # per doubling of the batch: a smaller gain is not worth the wait
 ENOUGH_S = 0.2  # of computing at one size: the least of many times tells most
 MOST_MS = 240_000  # cost of the largest batch that is tried
