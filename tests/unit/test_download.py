@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from align_server.engines.download import bring, sha256_of
+from align_server.engines import files
+from align_server.engines.download import bring
 from align_server.engines.engine import silent
 
 if TYPE_CHECKING:
@@ -163,4 +164,4 @@ def test_an_unreachable_server_leaves_nothing(free_port: int, path: Path) -> Non
 def test_a_hash_is_that_of_the_file(tmp_path: Path) -> None:
     path = tmp_path / "model.pt"
     path.write_bytes(CONTENT)
-    assert sha256_of(path, silent) == SHA256
+    assert files.sha256(path) == SHA256

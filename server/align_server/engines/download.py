@@ -1,19 +1,18 @@
 """One published file, brought to where it is kept: whole and checked, or not at all.
 
-Knows HTTP, hashes and locks, and no model.
+Knows HTTP and locks, and no model.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
-import hashlib
 import os
 from typing import IO, TYPE_CHECKING, Final
 from urllib.error import HTTPError
 from urllib.request import Request, urlopen
 
-from align_server.engines.files import READ_AT_ONCE, chunks
+from align_server.engines import files
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -24,17 +23,6 @@ if TYPE_CHECKING:
 TIMEOUT_S: Final = 30.0  # without a byte
 PARTIAL: Final = 206  # status codes: a part as it was asked for, and no such part
 BEYOND: Final = 416
-
-
-def sha256_of(path: Path, progress: Progress) -> str:
-    """SHA-256 of a file, in hex. Raises OSError."""
-    digest = hashlib.sha256()
-    done, total = 0, path.stat().st_size
-    for chunk in chunks(path):
-        digest.update(chunk)
-        done += len(chunk)
-        progress(done / total, f"checking {path.name}")
-    return digest.hexdigest()
 
 
 def bring(url: str, path: Path, sha256: str, progress: Progress) -> None:
@@ -54,7 +42,7 @@ def bring(url: str, path: Path, sha256: str, progress: Progress) -> None:
             kept = bool(sha256)
             for _ in range(2 if file.tell() else 1):  # what broke off earlier may have been wrong already
                 _append(url, file, path.name, progress)
-                found = sha256_of(part, lambda _, what: progress(1.0, what)) if sha256 else ""
+                found = files.sha256(part, lambda _, what: progress(1.0, what)) if sha256 else ""
                 if found == sha256:
                     part.replace(path)
                     return
@@ -92,7 +80,7 @@ def _append(url: str, file: IO[bytes], name: str, progress: Progress) -> None:
         if response.status != PARTIAL:
             have = file.truncate(0)
         done, total = have, have + int(response.headers["Content-Length"] or 0)
-        while chunk := response.read(READ_AT_ONCE):
+        while chunk := response.read(files.READ_AT_ONCE):
             file.write(chunk)
             done += len(chunk)
             if total > have:

@@ -11,7 +11,7 @@ import json
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-from align_server.engines.engine import EngineLoadError
+from align_server.engines.engine import EngineLoadError, silent
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -110,11 +110,14 @@ def chunks(path: Path) -> Iterator[bytes]:
             yield chunk
 
 
-def sha256(path: Path) -> str:
+def sha256(path: Path, progress: Progress = silent) -> str:
     """The SHA-256 of a file, in hex digits. Raises OSError."""
     digest = hashlib.sha256()
+    done, total = 0, path.stat().st_size
     for chunk in chunks(path):
         digest.update(chunk)
+        done += len(chunk)
+        progress(done / total, f"checking {path.name}")
     return digest.hexdigest()
 
 

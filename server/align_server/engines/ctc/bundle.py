@@ -12,8 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from align_server.engines import files
 from align_server.engines.ctc.checkpoint import FrontEnd, balance
-from align_server.engines.download import bring, sha256_of
+from align_server.engines.download import bring
 from align_server.engines.engine import EngineLoadError
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class Bundle:
         """SHA-256 of the file, in hex. Raises EngineLoadError."""
         path = self.path
         try:
-            return sha256_of(path, progress)
+            return files.sha256(path, progress)
         except OSError as error:
             raise EngineLoadError(f"{path} cannot be read ({error.strerror}); {self.cure}") from error
 

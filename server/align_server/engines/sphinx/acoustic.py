@@ -29,7 +29,6 @@ class SenoneScorer:
     def __init__(self, model: AcousticModel, device: torch.device) -> None:
         precision = 1 / model.variances.astype(np.float64)
         means = model.means.astype(np.float64)
-        self._streams, self._size = means.shape[1], means.shape[-1]
         constant = -0.5 * (np.log(2 * np.pi / precision)).sum(-1)
         # Each codebook's likelihoods are scaled so that no density exceeds exp(_RANGE). Twice that lies between
         # the highest and the lowest that can be told apart, so that no frame's own largest need be looked for.

@@ -120,10 +120,10 @@ def word_scores(
     known = evidence.senones[: np.searchsorted(evidence.senones, len(missing))]
     missing[known] = False
     others = np.flatnonzero(missing)
-    more = score(middles, others) if len(others) else np.empty((0, len(middles)), np.float32)
     best = np.full((len(filler), len(middles)), -np.inf, np.float32)
     _raise_to(best, known, evidence.scores, middles)
-    _raise_to(best, others, more, np.arange(len(middles)))
+    if len(others):
+        _raise_to(best, others, score(middles, others), np.arange(len(middles)))
     shortfall = best[graph.phones[nodes], range(len(nodes))] - best[~filler].max(0)
     owners = graph.owners[nodes]
     total, count = np.bincount(owners, shortfall), np.bincount(owners)
