@@ -8,9 +8,9 @@ DEADLINE_EXCEEDED, and anything else -> INTERNAL with an error id: its text goes
 from __future__ import annotations
 
 import asyncio
-import contextlib
+import functools
 import uuid
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import grpc
 import structlog
@@ -28,9 +28,14 @@ from align_server.scheduling.work import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import Awaitable, Callable, Coroutine, Sequence
 
     from grpc.aio import ServicerContext
+
+Service = TypeVar("Service")
+Given = TypeVar("Given")
+Answer = TypeVar("Answer")
+Context = TypeVar("Context", bound="ServicerContext[Any, Any]")
 
 log = structlog.get_logger()
 
@@ -44,23 +49,34 @@ CODES: dict[type[Refusal], grpc.StatusCode] = {
 }
 
 
-@contextlib.asynccontextmanager
-async def statuses(context: ServicerContext) -> AsyncIterator[None]:  # type: ignore[type-arg]
-    """Turn what is raised inside into a status. A cancellation of our own is UNAVAILABLE, never a hang."""
-    try:
-        yield
-    except Refusal as refusal:
-        await _abort(context, CODES[type(refusal)], str(refusal), *_details(refusal))
-    except grpc.aio.AbortError:
-        raise
-    except asyncio.CancelledError:
-        if context.cancelled():
-            raise
-        await _abort(context, grpc.StatusCode.UNAVAILABLE, "the server is stopping")
-    except Exception:
-        error_id = uuid.uuid4().hex[:12]
-        log.exception("request failed", error_id=error_id)
-        await _abort(context, grpc.StatusCode.INTERNAL, f"the server failed; its log says why under error {error_id}")
+def statuses(
+    handler: Callable[[Service, Given, Context], Awaitable[Answer]],
+) -> Callable[[Service, Given, Context], Coroutine[Any, Any, Answer]]:
+    """Turn what a method raises into a status. A cancellation of our own is UNAVAILABLE, never a hang."""
+
+    @functools.wraps(handler)
+    async def answer(service: Service, given: Given, context: Context) -> Answer:
+        try:
+            return await handler(service, given, context)
+        except Refusal as refusal:
+            code, text, details = CODES[type(refusal)], str(refusal), _details(refusal)
+        except asyncio.CancelledError:
+            if context.cancelled():
+                raise
+            code, text, details = grpc.StatusCode.UNAVAILABLE, "the server is stopping", []
+        except Exception:
+            error_id = uuid.uuid4().hex[:12]
+            log.exception("request failed", error_id=error_id)
+            code, details = grpc.StatusCode.INTERNAL, []
+            text = f"the server failed; its log says why under error {error_id}"
+        try:
+            await context.abort(code, text, _metadata(code, text, details))
+        finally:
+            # gRPC keeps the error that abort() raises in the call. If the error knew the call by this frame, both would
+            # stay, and what was received of the message, until the garbage collector finds the circle.
+            del given, context
+
+    return answer
 
 
 def _details(refusal: Refusal) -> list[message.Message]:
@@ -74,7 +90,10 @@ def _details(refusal: Refusal) -> list[message.Message]:
     return []
 
 
-async def _abort(context: ServicerContext, code: grpc.StatusCode, text: str, *details: message.Message) -> None:  # type: ignore[type-arg]
+def _metadata(
+    code: grpc.StatusCode, text: str, details: Sequence[message.Message]
+) -> tuple[tuple[str, str | bytes], ...]:
+    """What goes with a status."""
     metadata: list[tuple[str, str | bytes]] = []
     if details:
         packed = []
@@ -86,4 +105,4 @@ async def _abort(context: ServicerContext, code: grpc.StatusCode, text: str, *de
                 metadata.append(("grpc-retry-pushback-ms", str(detail.retry_delay.ToMilliseconds())))
         status = status_pb2.Status(code=code.value[0], message=text, details=packed)
         metadata.append(("grpc-status-details-bin", status.SerializeToString()))
-    await context.abort(code, text, tuple(metadata))
+    return tuple(metadata)

@@ -80,18 +80,18 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
         )
         server.add_registered_method_handlers(SERVICE, {"Align": align})
 
+    @statuses
     async def Align(self, requests: AsyncIterator[pb.AlignRequest], context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
         """Align or transcribe one segment."""
         arrived = time.monotonic()
         deadline = deadline_of(context)
-        async with statuses(context), self._counted(arrived):
+        async with self._counted(arrived):
             given = _metadata(context)
             self._refuse_unread(given, deadline)
             request = await anext(aiter(requests), None)
             if request is None:
                 raise Invalid("segment", "the call ended without a message")
             return await self._align(request, context, given, deadline)
-        raise AssertionError("statuses() ends every failed call with a status")
 
     async def _align(
         self, request: pb.AlignRequest, context: AlignContext, given: dict[str, str], deadline: float | None
@@ -115,9 +115,10 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 self._edge.report(work, batcher.engine.name, context)
             return _response(batcher, self._edge.answer(segment, result, name))
 
+    @statuses
     async def AlignStream(self, requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract
         """Align segments as they come, within the credit that was granted."""
-        async with statuses(context), self._counting_refusals():
+        async with self._counting_refusals():
             first = await anext(aiter(requests), None)
             if first is None:
                 return
@@ -133,10 +134,11 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 finally:
                     self._streams.discard(stream)
 
+    @statuses
     async def Locate(self, requests: AsyncIterator[pb.LocateRequest], context: LocateContext) -> pb.LocateResponse:  # noqa: N802  named by the contract
         """Find the utterances of a transcript in a recording."""
         deadline = deadline_of(context)
-        async with statuses(context), self._counting_refusals():
+        async with self._counting_refusals():
             first = await anext(aiter(requests), None)
             if first is None or not first.HasField("open"):
                 raise Invalid("open", "the first message must be `open`")
@@ -147,66 +149,61 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 client = f"{first.open.client or context.peer()} #{next(self._numbers)}"
                 locating = Locating(self._edge, batcher, client, scanning, deadline)
                 return pb.LocateResponse(model=batcher.engine.name, places=await locating.run(first.open, requests))
-        raise AssertionError("statuses() ends every failed call with a status")
 
-    async def ListModels(self, _request: pb.ListModelsRequest, context: ModelsContext) -> pb.ListModelsResponse:  # noqa: N802  named by the contract
+    @statuses
+    async def ListModels(self, _request: pb.ListModelsRequest, _context: ModelsContext) -> pb.ListModelsResponse:  # noqa: N802  named by the contract
         """Say which models can be served."""
-        async with statuses(context):
-            return pb.ListModelsResponse(models=map(wire.model, self._residents.status()))
-        raise AssertionError("statuses() ends every failed call with a status")
+        return pb.ListModelsResponse(models=map(wire.model, self._residents.status()))
 
-    async def LoadModel(self, request: pb.LoadModelRequest, context: LoadContext) -> pb.LoadModelResponse:  # noqa: N802  named by the contract
+    @statuses
+    async def LoadModel(self, request: pb.LoadModelRequest, _context: LoadContext) -> pb.LoadModelResponse:  # noqa: N802  named by the contract
         """Load a model."""
-        async with statuses(context):
-            self._refuse_when_draining()
-            await self._residents.load(request.model)
-            name = request.model or self._residents.default
-            row = next(row for row in self._residents.status() if row.description.name == name)
-            return pb.LoadModelResponse(model=wire.model(row))
-        raise AssertionError("statuses() ends every failed call with a status")
+        self._refuse_when_draining()
+        await self._residents.load(request.model)
+        name = request.model or self._residents.default
+        row = next(row for row in self._residents.status() if row.description.name == name)
+        return pb.LoadModelResponse(model=wire.model(row))
 
-    async def UnloadModel(self, request: pb.UnloadModelRequest, context: UnloadContext) -> pb.UnloadModelResponse:  # noqa: N802  named by the contract
+    @statuses
+    async def UnloadModel(self, request: pb.UnloadModelRequest, _context: UnloadContext) -> pb.UnloadModelResponse:  # noqa: N802  named by the contract
         """Unload a model that nobody uses."""
-        async with statuses(context):
-            await self._residents.unload(request.model)
-            return pb.UnloadModelResponse()
-        raise AssertionError("statuses() ends every failed call with a status")
+        await self._residents.unload(request.model)
+        return pb.UnloadModelResponse()
 
-    async def GetServerInfo(self, _request: pb.GetServerInfoRequest, context: InfoContext) -> pb.GetServerInfoResponse:  # noqa: N802  named by the contract
+    @statuses
+    async def GetServerInfo(self, _request: pb.GetServerInfoRequest, _context: InfoContext) -> pb.GetServerInfoResponse:  # noqa: N802  named by the contract
         """Say what this server is and how busy."""
-        async with statuses(context):
-            batchers, cache = self._residents.batchers, self._edge.cache
-            return pb.GetServerInfoResponse(
-                version=__version__,
-                protocol_revision=PROTOCOL_REVISION,
-                pid=os.getpid(),
-                uptime_ms=int((time.monotonic() - self._started) * 1000),
-                draining=self._edge.draining,
-                device=self._device,
-                limits=pb.Limits(
-                    max_segment_ms=max((int(batcher.engine.max_segment_s * 1000) for batcher in batchers), default=0),
-                    max_words=self._edge.max_words,
-                    max_message_bytes=MAX_MESSAGE_BYTES,
-                    max_queued_ms=self._edge.admission.budget_ms,
-                ),
-                load=pb.Load(
-                    queued_ms=sum(batcher.queued_ms for batcher in batchers),
-                    computing_ms=sum(batcher.computing_ms for batcher in batchers),
-                    granted_ms=self._edge.admission.granted_ms,
-                    clients=self._edge.admission.streams,
-                    rate=max((batcher.throughput.rate for batcher in batchers), default=0.0),
-                    memory_bytes=self._edge.guard.memory.used(),
-                    memory_limit_bytes=self._edge.guard.limit,
-                    segments_done=self._residents.segments_done,
-                    audio_done_ms=self._residents.audio_done_ms,
-                    refused=self._edge.metrics.refusals(),
-                    in_vain=self._edge.metrics.vain,
-                    by_client=[stream.load() for stream in self._streams],
-                    cached=cache.hits if cache else 0,
-                    cache_bytes=cache.size_bytes if cache else 0,
-                ),
-            )
-        raise AssertionError("statuses() ends every failed call with a status")
+        batchers, cache = self._residents.batchers, self._edge.cache
+        return pb.GetServerInfoResponse(
+            version=__version__,
+            protocol_revision=PROTOCOL_REVISION,
+            pid=os.getpid(),
+            uptime_ms=int((time.monotonic() - self._started) * 1000),
+            draining=self._edge.draining,
+            device=self._device,
+            limits=pb.Limits(
+                max_segment_ms=max((int(batcher.engine.max_segment_s * 1000) for batcher in batchers), default=0),
+                max_words=self._edge.max_words,
+                max_message_bytes=MAX_MESSAGE_BYTES,
+                max_queued_ms=self._edge.admission.budget_ms,
+            ),
+            load=pb.Load(
+                queued_ms=sum(batcher.queued_ms for batcher in batchers),
+                computing_ms=sum(batcher.computing_ms for batcher in batchers),
+                granted_ms=self._edge.admission.granted_ms,
+                clients=self._edge.admission.streams,
+                rate=max((batcher.throughput.rate for batcher in batchers), default=0.0),
+                memory_bytes=self._edge.guard.memory.used(),
+                memory_limit_bytes=self._edge.guard.limit,
+                segments_done=self._residents.segments_done,
+                audio_done_ms=self._residents.audio_done_ms,
+                refused=self._edge.metrics.refusals(),
+                in_vain=self._edge.metrics.vain,
+                by_client=[stream.load() for stream in self._streams],
+                cached=cache.hits if cache else 0,
+                cache_bytes=cache.size_bytes if cache else 0,
+            ),
+        )
 
     def readings(self) -> Iterator[Reading]:
         """The gauges of the metrics page. Read on the event loop."""

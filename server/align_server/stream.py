@@ -166,6 +166,7 @@ class Stream:
                 work.future.cancel()
                 self._edge.report(work, self._batcher.engine.name, self._context)
             self._admission.close(grant)
+            self._grant = None  # which knows this stream: nothing of it is to wait for the garbage collector
 
     def wake(self) -> None:
         """Something changed that the writer has to look at."""
