@@ -65,7 +65,7 @@ class Sample:
     levels: dict[str, float]
 
 
-MEMORY = Kind("memory in use", tolerated=10 * MB, unit=" MB", size=MB)  # five messages, whose buffers gRPC keeps
+MEMORY = Kind("memory in use", tolerated=4 * MB, unit=" MB", size=MB)
 BLOCKS = Kind("Python blocks", tolerated=10_000, unit="k", size=1000)
 RESIDENT = Kind("resident", tolerated=32 * MB, unit=" MB", size=MB)
 THREADS = Kind("threads", tolerated=0.5, unit="")

@@ -15,14 +15,19 @@ from align_proto.v1 import align_pb2 as pb
 from align_server import wire
 from align_server.engines.engine import SAMPLE_RATE, Segment
 from align_server.scheduling.work import Invalid, Work
+from align_server.stream import received
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
+
+    from grpc.aio import ServicerContext
 
     from align_server.engines.engine import Engine, Result, Scanning, Word
     from align_server.engines.search import Search
     from align_server.scheduling.batcher import Batcher
     from align_server.stream import Edge
+
+    LocateContext = ServicerContext[pb.LocateRequest, pb.LocateResponse]
 
 WINDOW_S: Final = 15  # scanned at a time
 CONTEXT_S: Final = 0.3  # on both sides of a window: a frame's features reach into its neighbours
@@ -47,12 +52,12 @@ class Locating:
         self._next = 0  # the first sample that no window has
         self._on_way: deque[tuple[Work, int, int]] = deque()  # with the window's first frame in it, and how many it has
 
-    async def run(self, opened: pb.LocateOpen, requests: AsyncIterator[pb.LocateRequest]) -> list[pb.Place]:
+    async def run(self, opened: pb.LocateOpen, context: LocateContext) -> list[pb.Place]:
         """The place of each utterance, once the recording has come. Raises Invalid and what work is refused with."""
         utterances = _utterances(opened)
         search = await asyncio.to_thread(_searching, self._batcher.engine, utterances, self._scanning)
         try:
-            async for request in requests:
+            while (request := await received(context)) is not None:
                 if request.HasField("open"):
                     raise Invalid("open", "a call is opened once")
                 self._pcm += request.pcm

@@ -22,20 +22,20 @@ from align_server.errors import statuses
 from align_server.locate import Locating
 from align_server.scheduling.memory import allocated
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
-from align_server.stream import Edge, Stream, deadline_of
+from align_server.stream import Edge, Stream, deadline_of, received
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Iterator
 
     from grpc.aio import ServicerContext
 
+    from align_server.locate import LocateContext
     from align_server.metrics import Reading
     from align_server.scheduling.batcher import Batcher
     from align_server.scheduling.residents import Residents
+    from align_server.stream import StreamContext
 
     AlignContext = ServicerContext[pb.AlignRequest, pb.AlignResponse]
-    StreamContext = ServicerContext[pb.AlignStreamRequest, pb.AlignStreamResponse]
-    LocateContext = ServicerContext[pb.LocateRequest, pb.LocateResponse]
     ModelsContext = ServicerContext[pb.ListModelsRequest, pb.ListModelsResponse]
     InfoContext = ServicerContext[pb.GetServerInfoRequest, pb.GetServerInfoResponse]
     LoadContext = ServicerContext[pb.LoadModelRequest, pb.LoadModelResponse]
@@ -81,14 +81,14 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
         server.add_registered_method_handlers(SERVICE, {"Align": align})
 
     @statuses
-    async def Align(self, requests: AsyncIterator[pb.AlignRequest], context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
+    async def Align(self, _requests: AsyncIterator[pb.AlignRequest], context: AlignContext) -> pb.AlignResponse:  # noqa: N802  named by the contract
         """Align or transcribe one segment."""
         arrived = time.monotonic()
         deadline = deadline_of(context)
         async with self._counted(arrived):
             given = _metadata(context)
             self._refuse_unread(given, deadline)
-            request = await anext(aiter(requests), None)
+            request = await received(context)
             if request is None:
                 raise Invalid("segment", "the call ended without a message")
             return await self._align(request, context, given, deadline)
@@ -116,10 +116,10 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
             return _response(batcher, self._edge.answer(segment, result, name))
 
     @statuses
-    async def AlignStream(self, requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract
+    async def AlignStream(self, _requests: AsyncIterator[pb.AlignStreamRequest], context: StreamContext) -> None:  # noqa: N802  named by the contract
         """Align segments as they come, within the credit that was granted."""
         async with self._counting_refusals():
-            first = await anext(aiter(requests), None)
+            first = await received(context)
             if first is None:
                 return
             if not first.HasField("open") or first.segments:
@@ -130,16 +130,16 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                 stream = Stream(self._edge, batcher, client, context)
                 self._streams.add(stream)
                 try:
-                    await stream.run(requests)
+                    await stream.run()
                 finally:
                     self._streams.discard(stream)
 
     @statuses
-    async def Locate(self, requests: AsyncIterator[pb.LocateRequest], context: LocateContext) -> pb.LocateResponse:  # noqa: N802  named by the contract
+    async def Locate(self, _requests: AsyncIterator[pb.LocateRequest], context: LocateContext) -> pb.LocateResponse:  # noqa: N802  named by the contract
         """Find the utterances of a transcript in a recording."""
         deadline = deadline_of(context)
         async with self._counting_refusals():
-            first = await anext(aiter(requests), None)
+            first = await received(context)
             if first is None or not first.HasField("open"):
                 raise Invalid("open", "the first message must be `open`")
             async with self._lease(first.open.model) as batcher:
@@ -148,7 +148,7 @@ class AlignService(AlignServiceServicer):  # type: ignore[misc]  # the generated
                     raise Invalid("open.model", f"model {name!r} cannot look for utterances in a recording")
                 client = f"{first.open.client or context.peer()} #{next(self._numbers)}"
                 locating = Locating(self._edge, batcher, client, scanning, deadline)
-                return pb.LocateResponse(model=batcher.engine.name, places=await locating.run(first.open, requests))
+                return pb.LocateResponse(model=batcher.engine.name, places=await locating.run(first.open, context))
 
     @statuses
     async def ListModels(self, _request: pb.ListModelsRequest, _context: ModelsContext) -> pb.ListModelsResponse:  # noqa: N802  named by the contract

@@ -7,8 +7,9 @@ import logging
 import time
 from collections import deque
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+import grpc
 import structlog
 
 from align_proto.v1 import align_pb2 as pb
@@ -19,7 +20,7 @@ from align_server.scheduling.queue import QUANTUM_MS
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Refusal, Unavailable, Work
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Sequence
+    from collections.abc import Sequence
 
     from grpc.aio import ServicerContext
 
@@ -38,6 +39,8 @@ LUMP_MS = 60_000  # of audio answered, after which answers leave...
 LUMP_SHARE = 3  # ... or after this part of the stream's window, where that is less, or...
 HOLD_S = 1.0  # ... after so long, where as much audio of the same stream still waits to be computed
 
+Message = TypeVar("Message")
+
 log = structlog.get_logger()
 
 
@@ -45,6 +48,16 @@ def deadline_of(context: ServicerContext[Any, Any]) -> float | None:
     """When the caller stops waiting, on the clock of `time.monotonic`; None where it does not say."""
     remaining = context.time_remaining()
     return None if remaining is None else time.monotonic() + remaining
+
+
+async def received(context: ServicerContext[Message, Any]) -> Message | None:
+    """The next message of a call, None after the last.
+
+    gRPC's iterator over them knows itself: once begun and not read to its end, it keeps its call, and the call what was
+    received, until the garbage collector finds the circle.
+    """
+    message: Any = await context.read()
+    return None if message is grpc.aio.EOF else message
 
 
 @dataclass(slots=True, eq=False)
@@ -134,10 +147,10 @@ class Stream:
         self._held: asyncio.TimerHandle | None = None
         self._failure: Refusal | None = None
 
-    async def run(self, requests: AsyncIterator[pb.AlignStreamRequest]) -> None:
+    async def run(self) -> None:
         """Serve the stream until the client has no more, or the server drains, and everything is answered."""
         self._grant = grant = self._admission.open(self._credit, self._batcher.window_ms)
-        reader = asyncio.create_task(self._read(requests, grant))
+        reader = asyncio.create_task(self._read(grant))
         reader.add_done_callback(lambda _: self.wake())
         try:
             while True:
@@ -223,8 +236,8 @@ class Stream:
         self._outbox_ms += sent_ms
         self._tell()
 
-    async def _read(self, requests: AsyncIterator[pb.AlignStreamRequest], grant: Grant) -> None:
-        async for request in requests:
+    async def _read(self, grant: Grant) -> None:
+        while (request := await received(self._context)) is not None:
             if request.HasField("open"):
                 raise Invalid("open", "a stream is opened once")
             if request.demand_ms:
