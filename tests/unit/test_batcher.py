@@ -352,6 +352,15 @@ class TestMemory:
             running.put(work("a", "long", 20_000))
         await running.stop()
 
+    async def test_what_was_seen_in_a_crowd_refuses_nothing(self) -> None:
+        running = batcher(CountingEngine(), guard=MemoryGuard(100_000_000, FixedMemory()))
+        running.share.facts.alone_bytes_per_ms = 100.0
+        running.share.facts.bytes_per_ms = 10_000.0
+        long = work("a", "long", 20_000)
+        running.put(long)
+        await asyncio.wait_for(long.future, 10)
+        await running.stop()
+
     def test_running_out_is_told_from_other_errors(self) -> None:
         import torch
 

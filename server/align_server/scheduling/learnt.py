@@ -25,6 +25,7 @@ class Facts:
     batch_ms: int = 0  # the smallest batch, in cost, that computes about as fast per second of audio as any
     rate: float = 0.0  # cost seconds per second, on all lanes together
     bytes_per_ms: float = 0.0  # peak memory of a batch, for each ms of its cost
+    alone_bytes_per_ms: float = 0.0  # the same, measured while the server did nothing else
     resident_bytes: int = 0  # what loading the model added to the process
     failed_ms: int = 0  # the smallest cost of a batch that ran out of memory
 

@@ -232,8 +232,12 @@ class MemoryGuard:
         return sum(share.running_ms * share.bytes_per_ms for share in self._shares)
 
     def check(self, share: Share, cost_ms: int) -> None:
-        """Refuse a segment that could not be computed even alone. Raises Invalid."""
-        needed = cost_ms * share.bytes_per_ms
+        """Refuse a segment that could not be computed even alone. Raises Invalid.
+
+        What was seen since the warm-up has what connections and the allocator took meanwhile: it makes batches smaller,
+        and is no reason never to take a segment.
+        """
+        needed = cost_ms * (share.facts.alone_bytes_per_ms or share.bytes_per_ms)
         if needed > self._for_batches:
             raise Invalid(
                 "segment.pcm",

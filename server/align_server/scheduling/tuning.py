@@ -50,7 +50,8 @@ def measure(engine: Engine, facts: Facts, lanes: int, memory: Memory) -> None:
         before = memory.used()
         memory.reset_peak()
         engine.compute([item] * items)
-        facts.bytes_per_ms = max(facts.bytes_per_ms, (memory.peak() - before) / (items * cost))
+        facts.alone_bytes_per_ms = max(facts.alone_bytes_per_ms, (memory.peak() - before) / (items * cost))
+    facts.bytes_per_ms = facts.alone_bytes_per_ms
 
 
 def _seconds(engine: Engine, batch: list[object]) -> float:
