@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from align_server.scheduling.work import Work
 
 RESERVE_S = 10.0  # for which long items are not on all lanes, after a shorter one came
-WINDOW_S = 2.0  # of computing that one stream may have out
+WINDOW_S = 0.3  # of computing that one stream may have out: what the first has and does not use, the next ones lack
 HOLD_S = 0.1  # that a bulk result may wait for others: messages cost, and so does going from step to step
 LATE = "the deadline passed, or would have before the result was there, while the segment waited"
 
