@@ -32,15 +32,15 @@ def measure(_scale: Scale) -> list[Row]:
         return [Row(WHAT, "skipped: needs the recordings of ../shared/data, which are not here")]
     said = hand_labelled()
     with processes.server() as server:
-        ours = _score(asyncio.run(_through(server.address, said)))
+        ours = score(asyncio.run(_through(server.address, said)))
     sphinx = decoder()
-    theirs = _score({one.id: _pocketsphinx(sphinx, one) for one in said})
+    theirs = score({one.id: _pocketsphinx(sphinx, one) for one in said})
     met = ours["mean"] <= MEAN_MS and ours["%<=25"] >= WITHIN_25 and not ours["missing"]
     target = f"mean at most {MEAN_MS} ms, {WITHIN_25:.0f} % within 25 ms, none missing"
     about = f"{sum(len(one.words) for one in said)} words"
     return [
-        Row(f"{WHAT} ({about})", _said(ours), target, met),
-        Row("the same by pocketsphinx two-pass", _said(theirs)),
+        Row(f"{WHAT} ({about})", told(ours), target, met),
+        Row("the same by pocketsphinx two-pass", told(theirs)),
     ]
 
 
@@ -61,7 +61,7 @@ def _pocketsphinx(sphinx: Any, utterance: Utterance) -> Words:
     ]
 
 
-def _score(times: dict[str, Words]) -> dict[str, float]:
+def score(times: dict[str, Words]) -> dict[str, float]:
     """The line of starts in the table that score.py prints, by column."""
     with tempfile.TemporaryDirectory() as folder:
         hypothesis = Path(folder) / "times.json"
@@ -77,8 +77,9 @@ def _score(times: dict[str, Words]) -> dict[str, float]:
     return {name: float(value) for name, value in zip(columns[1:], starts[1:], strict=True)}
 
 
-def _said(score: dict[str, float]) -> str:
+def told(found: dict[str, float]) -> str:
+    """What a score says, in a row."""
     return (
-        f"mean {score['mean']:.1f} ms, median {score['median']:.1f} ms, {score['%<=25']:.1f} % within 25 ms, "
-        f"{score['missing']:.0f} missing"
+        f"mean {found['mean']:.1f} ms, median {found['median']:.1f} ms, {found['%<=25']:.1f} % within 25 ms, "
+        f"{found['missing']:.0f} missing"
     )

@@ -36,6 +36,7 @@ MEASUREMENTS = (
     "mms",
     "checkpoint",
     "recognition",
+    "attention",
     "padding",
     "health",
     "fairness",

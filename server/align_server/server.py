@@ -76,7 +76,7 @@ class Server:
         self._residents = Residents(
             [self._describe(name) for name in config.models],
             make=lambda name: registry.create(name, config.device, config.precision),
-            fetch=registry.fetch,
+            fetch=lambda name, progress: registry.fetch(name, progress, config.device),
             lanes=lambda engine: engine.replicas * config.lane_count(engine.device),
             guard=self._guard_for,
             learnt=Learnt(config.state_dir / "learnt.json"),

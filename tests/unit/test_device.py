@@ -88,6 +88,13 @@ def test_a_gpu_that_is_not_there_is_named(model: str, device: str) -> None:
         registry.create(model, device)
 
 
+@NO_GPU
+@pytest.mark.parametrize("model", ["mms-fa", "ctc:facebook/wav2vec2-base-960h", "whisper:openai/whisper-tiny"])
+def test_nothing_is_downloaded_for_a_gpu_that_is_not_there(model: str) -> None:
+    with pytest.raises(EngineLoadError, match="no cuda:1 device that torch can use"):
+        registry.fetch(model, device="cuda:1")
+
+
 def test_on_the_cpu_what_is_sent_and_fetched_is_what_it_was() -> None:
     tensor = torch.arange(6.0).view(2, 3)
     with lane("cpu"):

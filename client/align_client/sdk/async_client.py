@@ -218,7 +218,7 @@ class AsyncClient:
     def stream(self, model: str | None = None, patience_s: float = PATIENCE_S) -> AlignStream:
         """Many segments over one stream, for bulk work."""
         opening = pb.AlignStreamOpen(model=self.model if model is None else model, client=_client())
-        return AlignStream(self._connect(), self.address, opening, patience_s, _metadata())
+        return AlignStream(self._connected(), self.address, opening, patience_s, _metadata())
 
     async def _control(self, call: Callable[..., grpc.aio.UnaryUnaryCall], timeout: float = CONTROL_TIMEOUT_S) -> Any:  # type: ignore[type-arg]  # noqa: ASYNC109  gRPC's own
         try:
@@ -226,12 +226,16 @@ class AsyncClient:
         except grpc.aio.AioRpcError as error:
             raise from_status(error, self.address) from None
 
-    def _connect(self) -> AlignServiceStub:
+    def _connected(self) -> grpc.aio.Channel:
         if self._channel is None:
             _check_owner(self.address)
             _keep_buffers()
             self._channel = grpc.aio.insecure_channel(self.address, options=OPTIONS)
             self._stub = AlignServiceStub(self._channel)
+        return self._channel
+
+    def _connect(self) -> AlignServiceStub:
+        self._connected()
         return self._stub
 
 

@@ -28,13 +28,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from align_client.sdk.types import SegmentTimings
-    from align_proto.v1.align_pb2_grpc import AlignServiceStub
 
     Metadata = tuple[tuple[str, str], ...]
 
-MAX_HELD_MS = 180_000  # audio that waits here, sent or not: what a server grants a stream, about 6 MB
+MAX_HELD_MS = 120_000  # audio that waits here, sent or not, about 4 MB: two messages, one of them being computed
 MESSAGE_MS = 60_000  # audio that is sent in one message where there is more than one segment...
 MESSAGE_SHARE = 3  # ... and the credit has room for as many messages; else this part of it
+METHOD = f"/{pb.DESCRIPTOR.services_by_name['AlignService'].full_name}/AlignStream"
 MAX_LOSSES = 5  # streams in a row that broke with a segment unanswered before it is given up
 
 
@@ -76,13 +76,15 @@ class AlignStream:
 
     def __init__(
         self,
-        stub: AlignServiceStub,
+        channel: grpc.aio.Channel,
         address: str,
         opening: pb.AlignStreamOpen,
         patience_s: float,
         metadata: Metadata,
     ) -> None:
-        self._stub = stub
+        self._call: grpc.aio.StreamStreamMultiCallable[bytes, pb.AlignStreamResponse] = channel.stream_stream(
+            METHOD, response_deserializer=pb.AlignStreamResponse.FromString
+        )
         self._metadata = metadata
         self._address = address
         self._open = opening
@@ -201,7 +203,7 @@ class AlignStream:
 
     async def _one_stream(self, backoff: Backoff) -> None:
         self._granted_ms = self._sent_ms = 0
-        call = self._stub.AlignStream(metadata=self._metadata)
+        call = self._call(metadata=self._metadata)
         sender = asyncio.create_task(self._send(call))
         try:
             async for response in call:
@@ -228,9 +230,9 @@ class AlignStream:
         if not pending.future.done():
             pending.future.set_result(found(pending))
 
-    async def _send(self, call: grpc.aio.StreamStreamCall[pb.AlignStreamRequest, pb.AlignStreamResponse]) -> None:
+    async def _send(self, call: grpc.aio.StreamStreamCall[bytes, pb.AlignStreamResponse]) -> None:
         """Send what the credit allows, in order; ask where the next segment needs more and no answer will bring it."""
-        await call.write(pb.AlignStreamRequest(open=self._open))
+        await call.write(pb.AlignStreamRequest(open=self._open).SerializeToString())
         asked_for: _Pending | None = None
         while True:
             await self._wait_for(lambda: self._outbox or self._closing)
@@ -246,16 +248,16 @@ class AlignStream:
                 granted_ms = self._granted_ms
                 if self._is_starved() and asked_for is not head:
                     asked_for = head
-                    await call.write(pb.AlignStreamRequest(demand_ms=head.cost_ms))
+                    await call.write(pb.AlignStreamRequest(demand_ms=head.cost_ms).SerializeToString())
                 await self._wait_for(partial(self._can_go_on, granted_ms, has_asked=asked_for is head))
                 continue
             await self._wait_for(self._is_worth_a_message)
             if request := self._next_request():
                 await call.write(request)
 
-    def _next_request(self) -> pb.AlignStreamRequest | None:
-        """The next segments that the credit allows: one, or several that are short."""
-        request = pb.AlignStreamRequest()
+    def _next_request(self) -> bytes:
+        """The next segments that the credit allows: one, or several that are short. Empty for none."""
+        segments: list[tuple[pb.Segment, npt.NDArray[np.int16]]] = []
         together_ms = 0
         while self._outbox:
             head = self._outbox[0]
@@ -269,7 +271,8 @@ class AlignStream:
             self._sent_ms += head.cost_ms
             self._unanswered[head.id] = head
             self._unanswered_ms += head.cost_ms
-            asked = request.segments.add()
-            wire.fill(asked, head.id, head.pcm, head.words, transcribe=head.transcribe, phones=head.phones)
+            asked = pb.Segment()
+            wire.describe(asked, head.id, head.words, transcribe=head.transcribe, phones=head.phones)
+            segments.append((asked, head.pcm))
             together_ms += head.cost_ms
-        return request if together_ms else None
+        return wire.request(segments)

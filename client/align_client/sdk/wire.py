@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from align_client.sdk.errors import ServerFault
 from align_client.sdk.types import (
     ClientLoad,
@@ -20,10 +22,10 @@ from align_client.sdk.types import (
 from align_proto.v1 import align_pb2 as pb
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
-    import numpy as np
     import numpy.typing as npt
+    from google.protobuf.message import Message
 
 SCORE_DIGITS = 4  # a float32 on the wire would show more than it knows
 KINDS = {
@@ -40,16 +42,28 @@ REASONS = {
 }
 
 
-def fill(  # noqa: PLR0913  what may be said of a segment, by name
+def fill(
     message: pb.Segment,
     segment_id: str,
     pcm: npt.NDArray[np.int16],
     words: Sequence[Word] = (),
     *,
+    phones: bool = False,
+) -> None:
+    """Make the message that of a segment, where it stands: a message put into another is copied, audio and all."""
+    describe(message, segment_id, words, phones=phones)
+    message.pcm = _audio(pcm).tobytes()
+
+
+def describe(
+    message: pb.Segment,
+    segment_id: str,
+    words: Sequence[Word] = (),
+    *,
     transcribe: str | None = None,
     phones: bool = False,
 ) -> None:
-    """Make the message that of a segment, where it stands: a message put into another is copied, audio and all.
+    """Say in the message all of a segment but its audio.
 
     With `transcribe`, a language or "" for the one that is heard, it asks for its words; with `phones` for theirs.
     """
@@ -59,8 +73,41 @@ def fill(  # noqa: PLR0913  what may be said of a segment, by name
     if phones:
         message.phones = True
     message.id = segment_id
-    message.pcm = pcm.astype("<i2", copy=False).tobytes()
     add_words(message, words)
+
+
+def request(segments: Iterable[tuple[pb.Segment, npt.NDArray[np.int16]]]) -> bytes:
+    """An AlignStreamRequest of these segments with their audio, as protobuf.dev/programming-guides/encoding has it.
+
+    The audio is copied once. protobuf itself would copy it into the message, into a buffer that grows, and out of that.
+    """
+    pieces: list[bytes | memoryview] = []
+    for segment, pcm in segments:
+        audio = _audio(pcm).view(np.uint8).data
+        head = segment.SerializeToString() + _PCM + _varint(len(audio))
+        pieces += [_SEGMENTS + _varint(len(head) + len(audio)) + head, audio]
+    return b"".join(pieces)
+
+
+def _audio(pcm: npt.NDArray[np.int16]) -> npt.NDArray[np.int16]:
+    return np.ascontiguousarray(pcm, "<i2")
+
+
+def _varint(number: int) -> bytes:
+    found = bytearray()
+    while number > 0x7F:
+        found.append(0x80 | number & 0x7F)
+        number >>= 7
+    return bytes([*found, number])
+
+
+def _tag(kind: type[Message], field: str) -> bytes:
+    """What comes before the length of a field of bytes or of a message."""
+    return _varint(kind.DESCRIPTOR.fields_by_name[field].number << 3 | 2)
+
+
+_PCM = _tag(pb.Segment, "pcm")
+_SEGMENTS = _tag(pb.AlignStreamRequest, "segments")
 
 
 def add_words(message: pb.Segment | pb.Utterance, words: Sequence[Word]) -> None:

@@ -96,8 +96,13 @@ def describe(name: str) -> ModelDescription:
     )
 
 
-def fetch(name: str, progress: Progress = silent) -> ModelDescription:
-    """Download what the model of that name lacks on this machine, and describe it anew. Raises EngineLoadError."""
+def fetch(name: str, progress: Progress = silent, device: str = "auto") -> ModelDescription:
+    """Download what the model of that name lacks on this machine, and describe it anew.
+
+    Raises EngineLoadError, for a `device` that is not there too: before anything is downloaded for it.
+    """
+    if device != "auto":
+        _devices(device)
     if name == MMS and not bundle.MMS_FA.path.exists():
         bundle.MMS_FA.download(progress)
     if reference := _reference(name):
@@ -167,10 +172,15 @@ def _folder(name: str) -> Path | None:
 
 def _on(device: str, make: Callable[[str], Engine]) -> Engine:
     """The engine that `make` gives for a device; for several GPUs, one on each. Raises EngineLoadError for none."""
+    engines = [make(one) for one in _devices(device)]
+    return engines[0] if len(engines) == 1 else Replicas(engines)
+
+
+def _devices(device: str) -> list[str]:
+    """The devices that a name means, by what is there. Raises EngineLoadError for none."""
     from align_server.engines.device import found  # noqa: PLC0415  imports torch
 
     devices = found("cuda") or found("mps") or ["cpu"] if device == "auto" else found(device)
     if not devices:
         raise EngineLoadError(f"this machine has no {device} device that torch can use; leave --device out, or use cpu")
-    engines = [make(one) for one in devices]
-    return engines[0] if len(engines) == 1 else Replicas(engines)
+    return devices
