@@ -5,6 +5,7 @@ Imported by every part of the server and knows none of them; reads no clock and 
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
@@ -42,11 +43,15 @@ class Metrics:
         self._ran_out = self._counter("out_of_memory", "Batches that ran out of memory.", "model")
         self._vain = self._counter("in_vain", "Segments computed that nobody waited for any more.", "model")
 
+        self._answers = functools.cache(  # by model and class; prometheus looks each up under a lock, for every segment
+            lambda *labels: (self._segments.labels(*labels), self._audio.labels(*labels))
+        )
+
     def answered(self, model: str, audio_ms: int, *, interactive: bool) -> None:
         """The result of a segment was handed over."""
-        priority = CLASSES[interactive]
-        self._segments.labels(model, priority).inc()
-        self._audio.labels(model, priority).inc(audio_ms / 1000)
+        segments, audio = self._answers(model, CLASSES[interactive])
+        segments.inc()
+        audio.inc(audio_ms / 1000)
 
     def batch(self, model: str, *, cost_ms: int, padded_ms: int) -> None:
         """A batch was computed; `padded_ms` is its cost with padding, `cost_ms` without."""
