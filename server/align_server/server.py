@@ -283,4 +283,7 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):
 
 
 async def _refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong; set ALIGN_TOKEN")
+    try:
+        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong; set ALIGN_TOKEN")
+    finally:
+        del _request, context  # see errors.statuses

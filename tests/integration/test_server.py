@@ -183,8 +183,8 @@ class TestAlignStream:
         assert (await call.read()).granted_ms == 15_000
         await call.write(pb.AlignStreamRequest(segments=[segment()]))
         granted = 0
-        while granted < 120_000:
-            granted = max(granted, (await call.read()).granted_ms)
+        while granted <= 2 * 15_000:  # how much more, depends on how fast the server has found its model
+            granted = max(granted, (await asyncio.wait_for(call.read(), 30)).granted_ms)
         call.cancel()
 
     async def test_credit_comes_first_and_results_in_any_order(self, stub: AlignServiceStub) -> None:
@@ -208,9 +208,9 @@ class TestAlignStream:
         await call.write(pb.AlignStreamRequest(open=pb.AlignStreamOpen(client="busy")))
         await call.write(pb.AlignStreamRequest(segments=[segment(name="first")]))
         granted_ms = 0
-        while granted_ms < 121_000:
-            granted_ms = max(granted_ms, (await call.read()).granted_ms)
-        await call.write(pb.AlignStreamRequest(segments=[segment(2, name=str(i)) for i in range(60)]))
+        while granted_ms < 31_000:
+            granted_ms = max(granted_ms, (await asyncio.wait_for(call.read(), 30)).granted_ms)
+        await call.write(pb.AlignStreamRequest(segments=[segment(0.5, name=str(i)) for i in range(60)]))
         sizes: list[int] = []
         while sum(sizes) < 60:  # the stream stays open: nothing but the answers themselves makes them leave
             message = await asyncio.wait_for(call.read(), 30)
