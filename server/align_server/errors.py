@@ -2,7 +2,8 @@
 
 Full -> RESOURCE_EXHAUSTED with RetryInfo and pushback, draining -> UNAVAILABLE, bad fields -> INVALID_ARGUMENT with
 BadRequest, unknown model -> NOT_FOUND, a model that cannot be loaded -> FAILED_PRECONDITION, deadline ->
-DEADLINE_EXCEEDED, and anything else -> INTERNAL with an error id: its text goes to the log alone.
+DEADLINE_EXCEEDED, no token -> UNAUTHENTICATED, and anything else -> INTERNAL with an error id: its text goes to the log
+alone.
 """
 
 from __future__ import annotations
@@ -39,6 +40,13 @@ Context = TypeVar("Context", bound="ServicerContext[Any, Any]")
 
 log = structlog.get_logger()
 
+
+class Unauthenticated(Refusal):
+    """The call does not carry the token."""
+
+    reason = "unauthenticated"
+
+
 CODES: dict[type[Refusal], grpc.StatusCode] = {
     Full: grpc.StatusCode.RESOURCE_EXHAUSTED,
     DeadlineTooSoon: grpc.StatusCode.DEADLINE_EXCEEDED,
@@ -46,6 +54,7 @@ CODES: dict[type[Refusal], grpc.StatusCode] = {
     ModelUnavailable: grpc.StatusCode.FAILED_PRECONDITION,
     UnknownModel: grpc.StatusCode.NOT_FOUND,
     Invalid: grpc.StatusCode.INVALID_ARGUMENT,
+    Unauthenticated: grpc.StatusCode.UNAUTHENTICATED,
 }
 
 

@@ -24,6 +24,7 @@ from align_server.cache import ResultCache
 from align_server.config import SMALLEST_QUEUE_MS
 from align_server.engines import registry
 from align_server.engines.engine import EngineLoadError
+from align_server.errors import Unauthenticated, statuses
 from align_server.lock import AddressLock, LockedError, UnsafeFolderError, private_folder
 from align_server.metrics import Metrics
 from align_server.scheduling.admission import Admission
@@ -278,12 +279,9 @@ class _TokenInterceptor(grpc.aio.ServerInterceptor):
         # Status codes of streams and of single calls are told apart by the handler's shape alone.
         handler = await continuation(handler_call_details)
         if handler is not None and handler.response_streaming:
-            return grpc.stream_stream_rpc_method_handler(_refuse)
-        return grpc.unary_unary_rpc_method_handler(_refuse)
+            return grpc.stream_stream_rpc_method_handler(self._refuse)
+        return grpc.unary_unary_rpc_method_handler(self._refuse)
 
-
-async def _refuse(_request: Any, context: grpc.aio.ServicerContext[Any, Any]) -> None:
-    try:
-        await context.abort(grpc.StatusCode.UNAUTHENTICATED, "the token is missing or wrong; set ALIGN_TOKEN")
-    finally:
-        del _request, context  # see errors.statuses
+    @statuses
+    async def _refuse(self, _request: Any, _context: grpc.aio.ServicerContext[Any, Any]) -> None:
+        raise Unauthenticated("the token is missing or wrong; set ALIGN_TOKEN")

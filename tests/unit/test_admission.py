@@ -10,6 +10,7 @@ from align_server.scheduling import admission as module
 from align_server.scheduling.admission import DEMAND_SHARE, WINDOW_SHARE, Admission, Grant
 from align_server.scheduling.throughput import Throughput
 from align_server.scheduling.work import Full
+from counting import CountingEngine, batcher
 
 BUDGET = 600_000
 
@@ -66,6 +67,16 @@ class TestStreams:
         while first.answered_ms < first.received_ms and not second.outstanding_ms:
             finish(account, first, 15_000)
         assert second.outstanding_ms >= module.USUAL_MS
+
+    async def test_the_first_stream_leaves_room_for_those_that_come_next(self) -> None:
+        running = batcher(CountingEngine(), 2, batch_ms=16_000, rate=700.0)
+        account = Admission(lambda: 2_400_000)
+        streams = []
+        for _ in range(7):
+            streams.append(account.open(lambda _: None, running.window_ms))
+            assert account.receive(streams[-1], 5000)
+        assert all(stream.unused_ms > 60_000 for stream in streams), "messages of a minute"
+        await running.stop()
 
     def test_credit_comes_in_useful_pieces_where_many_share_it(self) -> None:
         account = admission()

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from align_server.engines.engine import MissingReason, Result
-from align_server.scheduling.admission import Admission
 from align_server.scheduling.memory import MemoryGuard, is_out_of_memory
 from align_server.scheduling.steps import Steps
 from align_server.scheduling.work import DeadlineTooSoon, Invalid, Unavailable, Work
@@ -351,16 +350,6 @@ class TestMemory:
         running.share.facts.bytes_per_ms = 10_000.0
         with pytest.raises(Invalid, match=r"about 191 MB.*leaves 72 MB.*--memory-limit"):
             running.put(work("a", "long", 20_000))
-        await running.stop()
-
-    async def test_the_first_stream_leaves_room_for_those_that_come_next(self) -> None:
-        running = batcher(CountingEngine(), 2, batch_ms=16_000, rate=700.0)
-        account = Admission(lambda: 2_400_000)
-        streams = []
-        for _ in range(7):
-            streams.append(account.open(lambda _: None, running.window_ms))
-            assert account.receive(streams[-1], 5000)
-        assert all(stream.unused_ms > 60_000 for stream in streams), "messages of a minute"
         await running.stop()
 
     async def test_what_was_seen_in_a_crowd_refuses_nothing(self) -> None:
