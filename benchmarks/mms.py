@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 SEGMENT_S = 15.0
-TURN_S = 240.0  # of audio in the server's turn, and a quarter of it in the loop's
+TURN_S = 480.0  # of audio in the server's turn, and a quarter of it in the loop's
 SPEED = 3.0  # times the loop
 SHARE = 0.65  # of the rate of matrix products
 GEMM = (1600, 1024, 4096)

@@ -25,6 +25,7 @@ from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.bundle import MMS_FA, Bundle
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.mms import MmsEngine, read_model
+from align_server.engines.ctc.packed import Packed
 from align_server.engines.ctc.quantised import Quantised
 from align_server.engines.ctc.romanise import Romaniser
 from align_server.engines.ctc.weights import ready
@@ -243,8 +244,8 @@ def test_bf16_keeps_weights_in_half_the_memory_and_computes_nearly_the_same(exac
     half = loaded(precision="bf16")
     assert isinstance(half._model, Encoder)
     qkv = next(iter(half._model._layers)).qkv
-    assert not isinstance(qkv, Quantised)
-    assert qkv.weight.dtype is torch.bfloat16
+    assert isinstance(qkv, Packed)
+    assert qkv._weight.dtype is torch.bfloat16
     assert half._model._head.weight.dtype is torch.float32
     stock = ready(read_model(BUNDLE), "aux", torch.bfloat16)  # as it is on a GPU
     kept = {name.split(".")[0]: parameter.dtype for name, parameter in stock.named_parameters()}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-DECODER_VERSION: Final = 2  # raised with every change that can change a time or a score
+DECODER_VERSION: Final = 3  # raised with every change that can change a time or a score
 
 SETTINGS: Final = (  # of those that are there, times depend on all
     "config.json",

@@ -3,14 +3,13 @@
 Knows tensors and their published names; knows neither words nor files.
 Source: A. Baevski et al., wav2vec 2.0, https://doi.org/10.48550/arXiv.2006.11477. The architecture is that of
 transformers' `Wav2Vec2ForCTC` and `HubertForCTC` and of torchaudio's `wav2vec2_model`, and so are the results; only
-the order of the work differs. A convolution whose stride is at least half its kernel is two matrix products on the
-frames as they lie in memory: nothing is transposed or copied, where the usual front end spends a quarter of all time.
+the order of the work differs. A convolution is a matrix product of windows that are rows of memory as it lies: no step
+transposes, which takes the usual front end a quarter of all time.
 """
 
 from __future__ import annotations
 
 import itertools
-import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -18,6 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
 from align_server.engines.ctc.agreement import agreed
+from align_server.engines.ctc.packed import Packed, own
 from align_server.engines.ctc.quantised import Quantised
 from align_server.engines.precision import INT8, floating
 
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 50  # frames of the result that the front end computes at a time: a second, whose layers fit a cache
 STEP: Final = 10  # the last ones are rounded up to so many: oneDNN compiles code for every new shape, for 0.4 ms each
-NARROW: Final = 16  # channels: in bf16 oneDNN miscomputes convolutions whose groups have fewer, on CPUs with AMX
 SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
 
 
@@ -59,19 +58,20 @@ class _Affine:
     weight: torch.Tensor
     bias: torch.Tensor | None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+    def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        product = F.linear(x, self.weight, self.bias)
+        return F.gelu(product) if gelu else product
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Layer:
     """One transformer layer; `qkv` makes queries, keys and values in one product."""
 
-    qkv: _Affine | Quantised
-    out: _Affine | Quantised
+    qkv: Packed | Quantised
+    out: Packed | Quantised
     norm: _Affine
-    inner: _Affine | Quantised
-    outer: _Affine | Quantised
+    inner: Packed | Quantised
+    outer: Packed | Quantised
     final_norm: _Affine
 
 
@@ -132,14 +132,11 @@ class Encoder(torch.nn.Module):
         self._shape = shape
         self._dtype = dtype
 
-        def tensor(name: str) -> torch.Tensor:
-            return _own(weights(name), dtype)
-
         def affine(name: str) -> _Affine:
             return _affine(weights, name, dtype)
 
-        def linear(weight: torch.Tensor, bias: torch.Tensor) -> _Affine | Quantised:
-            return Quantised(weight, bias) if quantised else _Affine(_own(weight, dtype), _own(bias, dtype))
+        def linear(weight: torch.Tensor, bias: torch.Tensor) -> Packed | Quantised:
+            return Quantised(weight, bias) if quantised else Packed(weight, bias, dtype)
 
         def layer(name: str) -> _Layer:
             parts = [f"{name}.attention.{part}_proj" for part in "qkv"]
@@ -152,21 +149,27 @@ class Encoder(torch.nn.Module):
                 final_norm=affine(f"{name}.final_layer_norm"),
             )
 
-        self._convolutions: list[_Affine] = []
-        self._norms: list[_Affine | None] = []
+        self._convolutions: list[Packed] = []
+        self._norms: list[_Affine] = []
         for i in range(len(shape.convolutions)):
             name = f"feature_extractor.conv_layers.{i}"
             kernels = weights(f"{name}.conv.weight")  # [out, in, kernel] -> [out, kernel * in]
-            weight = _own(kernels.permute(0, 2, 1).reshape(len(kernels), -1), dtype)
-            self._convolutions.append(_Affine(weight, tensor(f"{name}.conv.bias") if shape.convolution_bias else None))
-            normalised = not shape.group_norm or i == 0
-            self._norms.append(affine(f"{name}.layer_norm") if normalised else None)
+            weight = kernels.permute(0, 2, 1).flatten(1)
+            bias = weights(f"{name}.conv.bias") if shape.convolution_bias else None
+            if i == 0 or not shape.group_norm:
+                self._norms.append(affine(f"{name}.layer_norm"))
+            if i == 0 and shape.group_norm:
+                self._first = own(weight, dtype)  # see _first_over_time
+            else:
+                self._convolutions.append(Packed(weight, bias, dtype))
         self._input_norm = affine("encoder.feature_projection.layer_norm")
-        self._projection = affine("encoder.feature_projection.projection")
+        self._projection = Packed(*_pair(weights, "encoder.feature_projection.projection"), dtype)
         position = "encoder.transformer.pos_conv_embed.conv"
         kernels = _normalised(weights, position)  # [out, in of a group, kernel]
-        exact = torch.float32 if kernels.shape[1] < NARROW else dtype
-        self._position = _Affine(_own(kernels, exact), _own(weights(f"{position}.bias"), exact))
+        self._reach = kernels.shape[-1]  # frames
+        groups = kernels.permute(0, 2, 1).flatten(1).chunk(shape.position_groups)
+        biases = weights(f"{position}.bias").chunk(shape.position_groups)
+        self._position = [Packed(weight, bias, dtype) for weight, bias in zip(groups, biases, strict=True)]
         self._norm = affine("encoder.transformer.layer_norm")
         names = [f"encoder.transformer.layers.{i}" for i in range(shape.layers)]
         self._layers: Iterable[_Layer] = list(map(layer, names)) if keep_layers else _Reread(layer, names)
@@ -206,21 +209,20 @@ class Encoder(torch.nn.Module):
         """Frames, shape [frames, channels], computed CHUNK at a time; what is added to round up is taken off again."""
         frames = (len(samples) - self._field) // self._hop + 1
         rounded = -(-frames // STEP) * STEP
-        convolutions = self._convolutions
+        convolutions: Sequence[_Affine | Packed] = self._convolutions
         if self._shape.group_norm:
-            convolutions = [self._first_over_time(samples), *convolutions[1:]]
+            convolutions = [self._first_over_time(samples), *convolutions]
         samples = F.pad(samples, (0, max(0, (rounded - 1) * self._hop + self._field - len(samples))))
         pieces = []
         for start in range(0, rounded, CHUNK):
             end = min(start + CHUNK, rounded)
             x = samples[start * self._hop : (end - 1) * self._hop + self._field, None]
-            for (kernel, stride), convolution, norm in zip(
-                self._shape.convolutions, convolutions, self._norms, strict=True
-            ):
-                x = _convolve(x, convolution, kernel, stride)
-                if norm is not None and not self._shape.group_norm:
-                    x = self._normalise(x, norm)
-                x = F.gelu(x)
+            for i, convolution in enumerate(convolutions):
+                windows = _windows(x, *self._shape.convolutions[i])
+                if self._shape.group_norm:
+                    x = convolution(windows, gelu=True)
+                else:
+                    x = F.gelu(self._normalise(convolution(windows), self._norms[i]))
             pieces.append(x)
         return torch.cat(pieces)[:frames]
 
@@ -231,29 +233,28 @@ class Encoder(torch.nn.Module):
         and the covariance of the windows, and nothing as long as the segment has to be normalised or kept.
         The convolution's own bias cancels out.
         """
-        kernel, stride = self._shape.convolutions[0]
-        norm = self._norms[0]
-        if norm is None or norm.bias is None:
-            raise ValueError("a model with group norm has none after its first convolution")
-        windows = samples.unfold(0, kernel, stride).double()
+        windows = _windows(samples[:, None], *self._shape.convolutions[0]).double()
         mean = windows.mean(0)
         windows -= mean
-        weight = self._convolutions[0].weight.double()
+        weight, norm = self._first.double(), self._norms[0]
         variance = (weight @ (windows.T @ windows / len(windows)) * weight).sum(1)
         scale = norm.weight / (variance + self._shape.epsilon).sqrt()
-        return _Affine((weight * scale[:, None]).to(self._dtype), (norm.bias - weight @ mean * scale).to(self._dtype))
+        bias = -weight @ mean * scale + (0 if norm.bias is None else norm.bias)
+        return _Affine((weight * scale[:, None]).to(self._dtype), bias.to(self._dtype))
 
     def _normalise(self, x: torch.Tensor, norm: _Affine) -> torch.Tensor:
         return F.layer_norm(x, x.shape[-1:], norm.weight, norm.bias, self._shape.epsilon)
 
     def _positions(self, x: torch.Tensor) -> torch.Tensor:
-        """The convolutional position embedding, whose last frame is one too many where the kernel is even."""
-        weight, bias = self._position.weight, self._position.bias
-        kernel = weight.shape[-1]
-        wide = F.conv1d(
-            x.T[None].to(weight.dtype), weight, bias, padding=kernel // 2, groups=self._shape.position_groups
-        )[0]
-        return F.gelu(wide[:, : len(x)]).T.to(self._dtype)
+        """The convolutional position embedding: of each group of channels one matrix product of all windows."""
+        before = self._reach // 2
+        padded = F.pad(x, (0, 0, before, self._reach - 1 - before))
+        groups = padded.chunk(len(self._position), dim=1)
+        found = (
+            position(_windows(group, self._reach, 1), gelu=True)
+            for position, group in zip(self._position, groups, strict=True)
+        )
+        return torch.cat(list(found), dim=1)
 
     def _attention(self, x: torch.Tensor, layer: _Layer) -> torch.Tensor:
         """Self-attention, in blocks that fit a cache: 2.5 times as fast as PyTorch's own at 15 s of audio."""
@@ -290,17 +291,8 @@ def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
     return agreed(precision, make, Encoder.__call__, exact)
 
 
-def _own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A copy in memory that goes back to the system with it: what malloc gives, it may keep when a model is unloaded.
-
-    What loaders give is often a map of the file, which would change, or be gone, with the file.
-    """
-    memory = mmap.mmap(-1, max(1, tensor.numel()) * dtype.itemsize)
-    return torch.frombuffer(memory, dtype=dtype)[: tensor.numel()].view(tensor.shape).copy_(tensor)
-
-
 def _affine(weights: Weights, name: str, dtype: torch.dtype) -> _Affine:
-    return _Affine(*(_own(tensor, dtype) for tensor in _pair(weights, name)))
+    return _Affine(*(own(tensor, dtype) for tensor in _pair(weights, name)))
 
 
 def _pair(weights: Weights, name: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -333,24 +325,15 @@ def _normalised(weights: Weights, name: str) -> torch.Tensor:
 
 
 def _feed_forward(x: torch.Tensor, layer: _Layer) -> torch.Tensor:
-    return layer.outer(F.gelu(layer.inner(x)))
+    return layer.outer(layer.inner(x, gelu=True))
 
 
-def _convolve(x: torch.Tensor, convolution: _Affine, kernel: int, stride: int) -> torch.Tensor:
-    """A convolution of frames, [frames, channels], by a weight of [out, kernel * channels].
+def _windows(x: torch.Tensor, kernel: int, stride: int) -> torch.Tensor:
+    """All windows of `kernel` frames, one every `stride`, shape [windows, kernel * channels], of [frames, channels].
 
-    A window of frames is a row of memory: rows that start every `stride` frames are a matrix, as long as they do not
-    overlap. What a window has beyond its stride is a second such matrix.
+    A window is a row of memory as it lies, and so what is returned is no copy: a convolution is its product with a
+    weight of [out, kernel * channels].
     """
     frames, channels = x.shape
     count = (frames - kernel) // stride + 1
-    row = stride * channels
-    weight = convolution.weight
-    x = x.contiguous()
-    if channels == 1 or kernel > 2 * stride:
-        return F.linear(x.as_strided((count, kernel * channels), (row, 1)).contiguous(), weight, convolution.bias)
-    first = F.linear(x.as_strided((count, row), (row, 1)), weight[:, :row], convolution.bias)
-    if kernel == stride:
-        return first
-    rest = x.as_strided((count, (kernel - stride) * channels), (row, 1), x.storage_offset() + row)
-    return first.addmm_(rest, weight[:, row:].T)
+    return x.contiguous().as_strided((count, kernel * channels), (stride * channels, 1))

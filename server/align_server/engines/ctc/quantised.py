@@ -9,6 +9,7 @@ import threading
 from typing import Final
 
 import torch
+import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
 from align_server.engines.engine import EngineLoadError
 
@@ -49,11 +50,12 @@ class Quantised:
         # oneDNN has made its own copy, and this one, which is kept for unpacking, would double the memory.
         quantised.untyped_storage().resize_(0)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Shape [frames, out], in the type of `x`, whose shape is [frames, in]."""
+    def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
+        """Shape [frames, out], in the type of `x`, whose shape is [frames, in]; with `gelu` what that makes of it."""
         frames, width = x.shape
         rounded = torch.empty(-(-frames // STEP) * STEP, width)
         rounded[:frames] = x
         rounded[frames:] = 0  # which every scale has: the others stay as they are
         product: torch.Tensor = torch.ops.quantized.linear_dynamic(rounded, self._packed, reduce_range=False)
-        return product[:frames].to(x.dtype)
+        found = product[:frames].to(x.dtype)
+        return F.gelu(found) if gelu else found
