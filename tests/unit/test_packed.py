@@ -26,7 +26,7 @@ def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 @pytest.mark.parametrize("gelu", [False, True])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("width", "out"), [(10, 16), (96, 48), (128, 1)])
-def test_a_product_is_that_of_the_weights_in_single_precision(  # noqa: PLR0913, PLR0917  one product in all its ways
+def test_a_product_is_that_of_the_weights_in_single_precision(
     dtype: torch.dtype, gelu: bool, biased: bool, width: int, out: int
 ) -> None:
     weight, bias = normal(out, width, seed=1) / width**0.5, normal(out, seed=2) if biased else None
