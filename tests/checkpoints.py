@@ -71,6 +71,10 @@ def write_checkpoint(
         "pad_token_id": vocabulary.index("<pad>"),
         "num_ctc_classes": len(vocabulary),  # UniSpeech's name for vocab_size
     }
+    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True, "sampling_rate": 16000}
+    if family == "wav2vec2-bert":
+        settings = {key: value for key, value in settings.items() if not key.startswith(("conv_", "feat_"))}
+        extractor = {"feature_extractor_type": "SeamlessM4TFeatureExtractor", "num_mel_bins": 80, "stride": 2}
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         make: Any = AutoModelForCTC.from_config  # has no types
@@ -78,7 +82,6 @@ def write_checkpoint(
     model.save_pretrained(folder)
     write_json(folder / "vocab.json", {token: i for i, token in enumerate(vocabulary)})
     write_json(folder / "tokenizer_config.json", {"tokenizer_class": "Wav2Vec2CTCTokenizer", "pad_token": "<pad>"})
-    extractor = {"feature_extractor_type": "Wav2Vec2FeatureExtractor", "do_normalize": True, "sampling_rate": 16000}
     write_json(folder / "preprocessor_config.json", extractor)
     return folder
 

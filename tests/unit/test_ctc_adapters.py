@@ -109,7 +109,7 @@ def expected(folder: Path, engine: CtcEngine, item: Segment, name: str) -> torch
     model = load(folder).eval()
     model.load_adapter(name, local_files_only=True, use_safetensors=True)
     with torch.inference_mode():
-        logits: torch.Tensor = model(torch.from_numpy(prepared(engine, item).samples)[None]).logits[0]
+        logits: torch.Tensor = model(torch.from_numpy(prepared(engine, item).given)[None]).logits[0]
     return logits
 
 
@@ -136,13 +136,13 @@ def test_without_an_adapter_the_model_has_that_which_it_was_saved_with(engine: C
     (item,) = of(["eng"])
     assert isinstance(engine._model, Encoder)
     with torch.inference_mode():
-        own = engine._model(torch.from_numpy(prepared(engine, item).samples)).log_softmax(-1)
+        own = engine._model(torch.from_numpy(prepared(engine, item).given)).log_softmax(-1)
     np.testing.assert_array_equal(own, computed(engine, [item])[0])
 
 
 def test_another_adapter_would_be_noticed(engine: CtcEngine) -> None:
     (item,) = of(["swh"])
-    samples = torch.from_numpy(prepared(engine, item).samples)
+    samples = torch.from_numpy(prepared(engine, item).given)
     languages, model = engine._languages, engine._model
     assert languages is not None
     assert isinstance(model, Encoder)

@@ -245,8 +245,8 @@ def test_audio_is_left_as_it_is_where_the_model_wants_that(copy: Path) -> None:
     change_json(copy / "preprocessor_config.json", do_normalize=False)
     item = segment("hello")
     step = prepared(CtcEngine("x", copy, "cpu"), item)
-    assert step.samples.dtype == np.float32
-    np.testing.assert_array_equal(step.samples, item.pcm / np.float32(32768))
+    assert step.given.dtype == np.float32
+    np.testing.assert_array_equal(step.given, item.pcm / np.float32(32768))
 
 
 def test_an_empty_batch_computes_nothing(engine: CtcEngine) -> None:
@@ -275,14 +275,15 @@ def test_a_shared_forward_gives_what_one_alone_does(tmp_path: Path, family: str,
     folder = write_checkpoint(tmp_path, family=family, norm=norm, num_conv_pos_embedding_groups=2)
     engine = loaded(folder)
     alone = computed(engine, several())
-    samples = [torch.from_numpy(prepared(engine, item).samples) for item in several()]
+    steps = [prepared(engine, item) for item in several()]
+    given = [torch.from_numpy(step.given) for step in steps]
     for precision, tolerance in [("fp32", 1e-5)] if family in WHOLE else [("fp32", 1e-5), ("bf16", 0.05)]:
         model, came_to = engine._stock(lambda: _read_model(engine._checkpoint), precision)
         assert came_to == precision
         with torch.inference_mode():
-            together = engine._together(model, samples)
-        for one, other, item in zip(alone, together, several(), strict=True):
-            assert len(one) == engine._checkpoint.front_end.frames(len(item.pcm))
+            together = engine._together(model, given, [step.frames for step in steps])
+        for one, other, step in zip(alone, together, steps, strict=True):
+            assert len(one) == step.frames
             np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 

@@ -140,7 +140,9 @@ def together(engine: MmsEngine, batch: list[Segment]) -> list[torch.Tensor]:
     """Emissions as a GPU computes them, here on the CPU."""
     assert engine._model is not None
     with torch.inference_mode():
-        return engine._together(engine._model, [torch.from_numpy(prepared(engine, item).samples) for item in batch])
+        steps = [prepared(engine, item) for item in batch]
+        given = [torch.from_numpy(step.given) for step in steps]
+        return engine._together(engine._model, given, [step.frames for step in steps])
 
 
 def heard(engine: MmsEngine, item: Segment, text: str) -> Result:

@@ -97,10 +97,11 @@ class Plan:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Prepared:
-    """A segment ready to be computed; `samples` is float32, shape [samples]."""
+    """A segment ready to be computed: what the model is given, float32, of one dimension, and the frames it makes."""
 
     plan: Plan
-    samples: npt.NDArray[np.float32]
+    given: npt.NDArray[np.float32]
+    frames: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -137,15 +138,15 @@ class CtcAligner(Engine):
         """The tokens of a word, not the blank; where there are none, why."""
 
     @abc.abstractmethod
-    def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-        """Samples as the model wants them, of those within -1 to 1; shape [samples]."""
+    def _given(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        """What the model is given, of one dimension, of samples within -1 to 1: these as it wants them, or features."""
 
     @abc.abstractmethod
-    def _hidden(self, model: Any, samples: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def _hidden(self, model: Any, given: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         """What the last layer of a model that is no Encoder is given, shape [batch, frames, width].
 
-        `samples`, shape [batch, samples], have the model's type and are on its device; so are `lengths`, in samples,
-        shape [batch], where there is padding.
+        `given`, shape [batch, values], has the model's type and is on its device; so are `lengths`, in values, shape
+        [batch], where there is padding.
         """
 
     def _alphabet(self, _words: Sequence[Word], /) -> Alphabet:
@@ -202,9 +203,13 @@ class CtcAligner(Engine):
         return agreed(
             precision,
             make=lambda name: ready(read(), self._traits.head, floating(name)).to(self.device),
-            hear=lambda model, samples: self._emissions(model, samples[None].to(self.device))[0].cpu(),
-            exact=lambda samples: self._emissions(read().eval(), samples[None])[0],
+            hear=lambda model, samples: self._emissions(model, self._batch(samples).to(self.device))[0].cpu(),
+            exact=lambda samples: self._emissions(read().eval(), self._batch(samples))[0],
         )
+
+    def _batch(self, samples: torch.Tensor) -> torch.Tensor:
+        """What the model is given of samples, as a batch of one."""
+        return torch.from_numpy(self._given(samples.numpy()))[None]
 
     def unload(self) -> None:
         """Let go of the weights."""
@@ -227,17 +232,17 @@ class CtcAligner(Engine):
             return Result.missing(segment, MissingReason.AUDIO_TOO_SHORT, detail)
         if segment.pcm.min() == segment.pcm.max():
             return Result.missing(segment, MissingReason.NO_SPEECH, f"every sample is {segment.pcm[0]}")
-        return Prepared(plan, self._samples(segment))
+        return self._ready(plan, segment, frames)
 
-    def _samples(self, segment: Segment) -> npt.NDArray[np.float32]:
-        return self._normalised(segment.pcm.astype(np.float32) / np.float32(32768))
+    def _ready(self, plan: Plan, segment: Segment, frames: int) -> Prepared:
+        return Prepared(plan, self._given(segment.pcm.astype(np.float32) / np.float32(32768)), frames)
 
     def _prepare_scan(self, segment: Segment, frames: int) -> Prepared | Result:
         alphabet = self._alphabet(())
         if not frames:
             return Result((), evidence=np.zeros((0, alphabet.size + 1), np.float32))
         plan = Plan((), segment.duration_ms, alphabet, (), (), frozenset(), {})
-        return Prepared(plan, self._samples(segment))
+        return self._ready(plan, segment, frames)
 
     def _plan(self, segment: Segment, frames: int) -> Plan:
         alphabet = self._alphabet(segment.words)
@@ -272,39 +277,40 @@ class CtcAligner(Engine):
         model = self._model
         if model is None:
             raise RuntimeError(f"{type(self).__name__}.compute was called before load")
-        samples = [torch.from_numpy(item.samples) for item in batch]
+        given = [torch.from_numpy(item.given) for item in batch]
         with torch.inference_mode(), lane(self.device):
             if isinstance(model, Encoder):
                 adapters = (self._adapter(item.plan.alphabet) for item in batch)
-                emissions = [model(*one).log_softmax(-1) for one in zip(samples, adapters, strict=True)]
+                emissions = [model(*one).log_softmax(-1) for one in zip(given, adapters, strict=True)]
             elif self.device == "cpu":
-                emissions = [self._emissions(model, one[None])[0] for one in samples]
+                emissions = [self._emissions(model, one[None])[0] for one in given]
             else:
-                emissions = self._together(model, samples)
+                emissions = self._together(model, given, [item.frames for item in batch])
         return [Scored(item.plan, emission.numpy()) for item, emission in zip(batch, emissions, strict=True)]
 
-    def _together(self, model: torch.nn.Module, samples: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    def _together(
+        self, model: torch.nn.Module, given: Sequence[torch.Tensor], frames: Sequence[int]
+    ) -> list[torch.Tensor]:
         """Emissions of segments that share forward passes, each of shape [frames, vocabulary]."""
         if self._traits.paddable:
-            lengths = torch.tensor([len(one) for one in samples])
-            scored = self._emissions(model, send_padded(samples, self.device), send(lengths, self.device))
-            frames = map(self._traits.front_end.frames, lengths.tolist())
+            lengths = torch.tensor([len(one) for one in given])
+            scored = self._emissions(model, send_padded(given, self.device), send(lengths, self.device))
             return [emission[:count] for emission, count in zip(fetch(scored), frames, strict=True)]
         emissions: dict[int, torch.Tensor] = {}
-        for length in {len(one) for one in samples}:
-            group = [i for i, one in enumerate(samples) if len(one) == length]
-            scored = self._emissions(model, send_padded([samples[i] for i in group], self.device))
+        for length in {len(one) for one in given}:
+            group = [i for i, one in enumerate(given) if len(one) == length]
+            scored = self._emissions(model, send_padded([given[i] for i in group], self.device))
             emissions.update(zip(group, fetch(scored), strict=True))
-        return [emissions[i] for i in range(len(samples))]
+        return [emissions[i] for i in range(len(given))]
 
     def _emissions(
-        self, model: torch.nn.Module, samples: torch.Tensor, lengths: torch.Tensor | None = None
+        self, model: torch.nn.Module, given: torch.Tensor, lengths: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Log posteriors on the device, float32, shape [batch, frames, vocabulary], by a model that is no Encoder.
 
-        The last layer and the softmax are in fp32, whatever the rest is in. `samples` are float32; see `_hidden`.
+        The last layer and the softmax are in fp32, whatever the rest is in. `given` is float32; see `_hidden`.
         """
-        hidden = self._hidden(model, samples.to(next(model.parameters()).dtype), lengths)
+        hidden = self._hidden(model, given.to(next(model.parameters()).dtype), lengths)
         logits: torch.Tensor = model.get_submodule(self._traits.head)(hidden.float())
         return logits.log_softmax(-1)
 

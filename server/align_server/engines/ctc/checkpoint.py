@@ -32,7 +32,7 @@ SETTINGS: Final = (  # of those that are there, times depend on all
     "preprocessor_config.json",
     "processor_config.json",
 )
-# Those whose first layers are convolutions over samples; the others read spectra.
+BERT: Final = "wav2vec2-bert"  # reads spectra; the first layers of all others are convolutions over samples
 MODEL_TYPES: Final = (
     "data2vec-audio",
     "hubert",
@@ -40,9 +40,11 @@ MODEL_TYPES: Final = (
     "unispeech",
     "unispeech-sat",
     "wav2vec2",
+    BERT,
     "wav2vec2-conformer",
     "wavlm",
 )
+WINDOW, HOP = 400, 160  # samples of a spectrum, and from one to the next
 # Those that read nothing of padding, if their front end has layer norm: what convolves over frames is masked.
 PADDABLE: Final = frozenset({"hubert", "unispeech", "unispeech-sat", "wav2vec2"})
 
@@ -94,7 +96,12 @@ def _licence(card: Path) -> str:
 
 @dataclass(frozen=True, slots=True)
 class FrontEnd:
-    """The convolutions that make frames of samples; each layer's kernel and stride in samples of its input."""
+    """The convolutions that make frames of samples; each layer's kernel and stride in samples of its input.
+
+    So it is where spectra are: they are taken of windows, and several are put together to one frame. A convolution that
+    pads its input on both sides counts with a kernel that is shorter by as much: it has as many frames, in the same
+    places.
+    """
 
     kernels: tuple[int, ...]
     strides: tuple[int, ...]
@@ -133,11 +140,24 @@ class FrontEnd:
 
 
 @dataclass(frozen=True, slots=True)
+class Spectra:
+    """What a model that reads spectra is given: `stacked` of them, of `bands` each, for a frame."""
+
+    bands: int
+    stacked: int
+
+    @property
+    def width(self) -> int:
+        """Values for a frame."""
+        return self.bands * self.stacked
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A checkpoint's small files, read and checked.
 
-    `normalise`: whether audio is brought to zero mean and unit variance. `paddable`: whether padding, masked, changes
-    nothing. `balance` is the number of frames at which attention takes as long as everything else. `config` is its
+    `normalise`: whether audio is brought to zero mean and unit variance. `spectra` are what the model reads instead of
+    audio, if it does. `paddable`: whether padding, masked, changes nothing. `balance` is the number of frames at which attention takes as long as everything else. `config` is its
     config.json, `weights` are the files that hold them, `adapters` those of languages, if it has any, and `others` the
     further files that times depend on.
     """
@@ -146,6 +166,7 @@ class Checkpoint:
     front_end: FrontEnd
     vocab_size: int
     normalise: bool
+    spectra: Spectra | None
     paddable: bool
     balance: float
     config: dict[str, Any]
@@ -161,8 +182,10 @@ class Checkpoint:
         """
         config = read_config(folder, "ctc:FOLDER")
         _check_architecture(folder / "config.json", config)
+        extractor = _extractor(folder)
         try:
-            front_end = FrontEnd(*(tuple(config[f"conv_{key}"]) for key in ("kernel", "stride", "dim")))
+            spectra = _spectra(extractor) if config["model_type"] == BERT else None
+            front_end = _spectral(config, spectra) if spectra else _convolutional(config)
             vocab_size = int(config["vocab_size"])
             width, layers, inner = (config[key] for key in ("hidden_size", "num_hidden_layers", "intermediate_size"))
             frames = balance(front_end, width, layers, inner)
@@ -175,8 +198,9 @@ class Checkpoint:
             folder=folder,
             front_end=front_end,
             vocab_size=vocab_size,
-            normalise=_normalises(folder),
-            paddable=config["model_type"] in PADDABLE and config.get("feat_extract_norm") == "layer",
+            normalise=bool(extractor.get("do_normalize", True)),  # as the feature extractor has it
+            spectra=spectra,
+            paddable=_paddable(config),
             balance=frames,
             config=config,
             weights=weight_files(folder, _convert(folder)),
@@ -219,8 +243,39 @@ def _check_architecture(path: Path, config: dict[str, Any]) -> None:
         )
     if (kind := config.get("model_type")) not in MODEL_TYPES:
         raise EngineLoadError(f"{path} has model type {kind!r}; supported are {', '.join(MODEL_TYPES)}")
-    if config.get("add_adapter"):
-        raise EngineLoadError(f"{path} sets add_adapter, which changes the frame rate; this is not supported")
+    if config.get("add_adapter") and kind != BERT:
+        raise EngineLoadError(
+            f"{path} sets add_adapter, which changes the frame rate; this is supported for {BERT} alone"
+        )
+
+
+def _convolutional(config: dict[str, Any]) -> FrontEnd:
+    return FrontEnd(*(tuple(config[f"conv_{key}"]) for key in ("kernel", "stride", "dim")))
+
+
+def _spectral(config: dict[str, Any], spectra: Spectra) -> FrontEnd:
+    """Windows of Kaldi's, frames of several, and what the adapter behind the layers makes of these. Raises ValueError."""
+    if config["feature_projection_input_dim"] != spectra.width:
+        raise ValueError(
+            f"feature_projection_input_dim is {config['feature_projection_input_dim']}, "
+            f"but the feature extractor gives {spectra.stacked} times {spectra.bands} values"
+        )
+    kernels, strides, channels = [WINDOW, spectra.stacked], [HOP, spectra.stacked], [spectra.bands, spectra.width]
+    for _ in range(config["num_adapter_layers"] if config.get("add_adapter") else 0):
+        kernel, stride = config["adapter_kernel_size"], config["adapter_stride"]
+        if kernel // 2 != stride // 2 or kernel % 2 == 0:  # as transformers pads, and as it counts
+            raise ValueError(f"an adapter of kernel {kernel} and stride {stride} is not supported")
+        kernels.append(kernel - 2 * (stride // 2))
+        strides.append(stride)
+        channels.append(config["output_hidden_size"])
+    return FrontEnd(tuple(kernels), tuple(strides), tuple(channels))
+
+
+def _paddable(config: dict[str, Any]) -> bool:
+    """Whether padding, masked, changes nothing."""
+    if config["model_type"] == BERT:  # its convolutions only look back, but for the adapter's
+        return not config.get("add_adapter")
+    return config["model_type"] in PADDABLE and config.get("feat_extract_norm") == "layer"
 
 
 def balance(front_end: FrontEnd, width: int, layers: int, inner: int) -> float:
@@ -234,8 +289,8 @@ def balance(front_end: FrontEnd, width: int, layers: int, inner: int) -> float:
     return float(linear / (layers * 4 * width / ATTENTION_RATE))
 
 
-def _normalises(folder: Path) -> bool:
-    """Whether the feature extractor normalises; its own default is that it does."""
+def _extractor(folder: Path) -> dict[str, Any]:
+    """The settings of the feature extractor. Raises EngineLoadError where it wants another sampling rate."""
     path = folder / "preprocessor_config.json"
     settings = read_json(path)
     if not settings:  # transformers 5 may keep it within the processor's
@@ -244,7 +299,11 @@ def _normalises(folder: Path) -> bool:
     rate = settings.get("sampling_rate", SAMPLE_RATE)
     if rate != SAMPLE_RATE:
         raise EngineLoadError(f"{path} asks for audio at {rate} Hz; only models for {SAMPLE_RATE} Hz can be served")
-    return bool(settings.get("do_normalize", True))
+    return settings
+
+
+def _spectra(extractor: dict[str, Any]) -> Spectra:
+    return Spectra(int(extractor.get("num_mel_bins", 80)), int(extractor.get("stride", 2)))
 
 
 def _convert(folder: Path) -> str:

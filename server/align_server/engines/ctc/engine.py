@@ -19,6 +19,7 @@ from align_server.engines.ctc.aligner import Alphabet, CtcAligner, Traits
 from align_server.engines.ctc.checkpoint import Checkpoint, revision
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.languages import Languages
+from align_server.engines.ctc.spectra import features
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.engine import EngineLoadError, Progress, Scanning, Segment, Word, probe, silent
 from align_server.engines.precision import chosen, floating
@@ -154,16 +155,22 @@ class CtcEngine(CtcAligner):
         """None where the model has an adapter for each language: a stretch of audio has no words to choose one by."""
         return None if self._languages else super().scanning
 
-    def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _given(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+        if self._checkpoint.spectra:
+            return features(samples, self._checkpoint.spectra)
         if self._checkpoint.normalise:
             samples = (samples - samples.mean()) / np.sqrt(samples.var() + VARIANCE_FLOOR)
         return samples.astype(np.float32, copy=False)
 
-    def _hidden(self, model: Any, samples: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+    def _hidden(self, model: Any, given: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        if self._checkpoint.spectra:
+            width = self._checkpoint.spectra.width
+            given = given.unflatten(1, (-1, width))
+            lengths = lengths if lengths is None else lengths // width
         mask = None
         if lengths is not None:
-            mask = (torch.arange(samples.shape[1], device=samples.device) < lengths[:, None]).long()
-        hidden: torch.Tensor = model.base_model(samples, attention_mask=mask).last_hidden_state
+            mask = (torch.arange(given.shape[1], device=given.device) < lengths[:, None]).long()
+        hidden: torch.Tensor = model.base_model(given, attention_mask=mask).last_hidden_state
         return hidden
 
 

@@ -113,13 +113,13 @@ class MmsEngine(CtcAligner):
         letters, why = self._romaniser.spell(word.text, word.language)
         return tuple(self._tokens[letter] for letter in letters), why
 
-    def _normalised(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
+    def _given(self, samples: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         waveform = torch.from_numpy(samples)
         normalised: npt.NDArray[np.float32] = torch.nn.functional.layer_norm(waveform, waveform.shape).numpy()
         return normalised
 
-    def _hidden(self, model: Any, samples: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
-        hidden: torch.Tensor = model.encoder(*model.feature_extractor(samples, lengths))
+    def _hidden(self, model: Any, given: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
+        hidden: torch.Tensor = model.encoder(*model.feature_extractor(given, lengths))
         return hidden
 
 
