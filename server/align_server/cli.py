@@ -321,7 +321,9 @@ def models(**given: Any) -> None:
         with contextlib.suppress(EngineLoadError):  # its folder may have gone since
             rows.append(registry.describe(name))
     Console().print(models_table(rows, states))
-    click.echo(f"and {registry.CTC}FOLDER: any wav2vec2, wav2vec2-BERT, HuBERT or WavLM checkpoint for CTC in a local folder")
+    click.echo(
+        f"and {registry.CTC}FOLDER: any wav2vec2, wav2vec2-BERT, HuBERT or WavLM checkpoint for CTC in a local folder"
+    )
     click.echo(f"and {registry.WHISPER}FOLDER or {registry.WHISPER}FILE.pt: any Whisper checkpoint on this machine")
     click.echo(
         f"and {registry.CTC}OWNER/NAME or {registry.WHISPER}OWNER/NAME: one of the Hugging Face hub, downloaded once"

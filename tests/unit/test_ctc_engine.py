@@ -18,7 +18,7 @@ from align_server.engines.ctc.aligner import Prepared, Scored
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.engine import WHOLE, CtcEngine, _read_model
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
-from align_server.engines.precision import multiplies_int8
+from align_server.engines.precision import chosen, multiplies_int8
 from checkpoints import LETTERS, change_json, loaded, write_checkpoint
 from segments import PAUSE, SLOT, noise, segment
 
@@ -118,10 +118,21 @@ def test_the_revision_says_in_which_precision(folder: Path, engine: CtcEngine) -
 )
 def test_what_our_encoder_does_not_have_is_computed_by_transformers(tmp_path: Path, config: dict[str, Any]) -> None:
     folder = write_checkpoint(tmp_path, **config)
-    engine = loaded(folder, "bf16")
-    assert engine.precision == "fp32"
+    engine, half = loaded(folder, "fp32"), loaded(folder, "bf16")
     assert not isinstance(engine._model, Encoder)
     assert_computes_what_transformers_does(folder, engine)
+    assert not isinstance(half._model, Encoder)
+    assert half.precision == "bf16"
+    assert half.revision != engine.revision
+    for one, other in zip(computed(half, several()), computed(engine, several()), strict=True):
+        np.testing.assert_allclose(np.exp(one), np.exp(other), rtol=0, atol=0.02)
+
+
+@NEEDS_INT8
+def test_what_our_encoder_does_not_have_is_not_computed_in_int8(tmp_path: Path) -> None:
+    engine = loaded(write_checkpoint(tmp_path, family="wavlm"), "int8")
+    assert engine.precision == chosen("auto", "cpu")
+    assert all(len(scored) for scored in computed(engine, several()))
 
 
 def test_the_revision_says_which_way_it_is_computed_on_a_gpu(folder: Path, engine: CtcEngine) -> None:
@@ -130,9 +141,10 @@ def test_the_revision_says_which_way_it_is_computed_on_a_gpu(folder: Path, engin
     assert len({one.revision for one in [*ways, engine]}) == 4
 
 
-def test_what_transformers_cannot_compute_in_bf16_is_in_fp32_on_a_gpu_too(tmp_path: Path) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_transformers_cannot_compute_in_bf16_is_in_fp32(tmp_path: Path, device: str) -> None:
     folder = write_checkpoint(tmp_path, family="wav2vec2-conformer")
-    assert CtcEngine("x", folder, "cuda", "bf16").precision == "fp32"
+    assert CtcEngine("x", folder, device, "bf16").precision == "fp32"
 
 
 def test_where_bf16_does_not_agree_with_fp32_it_is_not_used(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -157,9 +157,9 @@ class Checkpoint:
     """A checkpoint's small files, read and checked.
 
     `normalise`: whether audio is brought to zero mean and unit variance. `spectra` are what the model reads instead of
-    audio, if it does. `paddable`: whether padding, masked, changes nothing. `balance` is the number of frames at which attention takes as long as everything else. `config` is its
-    config.json, `weights` are the files that hold them, `adapters` those of languages, if it has any, and `others` the
-    further files that times depend on.
+    audio, if it does. `paddable`: whether padding, masked, changes nothing. `balance` is the number of frames at which
+    attention takes as long as everything else. `config` is its config.json, `weights` are the files that hold them,
+    `adapters` those of languages, if it has any, and `others` the further files that times depend on.
     """
 
     folder: Path
@@ -254,7 +254,7 @@ def _convolutional(config: dict[str, Any]) -> FrontEnd:
 
 
 def _spectral(config: dict[str, Any], spectra: Spectra) -> FrontEnd:
-    """Windows of Kaldi's, frames of several, and what the adapter behind the layers makes of these. Raises ValueError."""
+    """Windows as Kaldi has them, frames of several, and what an adapter makes of these. Raises ValueError."""
     if config["feature_projection_input_dim"] != spectra.width:
         raise ValueError(
             f"feature_projection_input_dim is {config['feature_projection_input_dim']}, "

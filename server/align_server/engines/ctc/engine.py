@@ -22,7 +22,7 @@ from align_server.engines.ctc.languages import Languages
 from align_server.engines.ctc.spectra import features
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.engine import EngineLoadError, Progress, Scanning, Segment, Word, probe, silent
-from align_server.engines.precision import chosen, floating
+from align_server.engines.precision import INT8, chosen, finer, floating
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -47,10 +47,10 @@ class CtcEngine(CtcAligner):
     `name` is what users call it, `device` cpu, cuda, cuda:N or mps. Raises EngineLoadError for what the folder's small
     files show to be wrong; `load` does so for the weights.
 
-    On the CPU wav2vec2 and HuBERT are computed by our own encoder, in `precision`: fp32, bf16, int8, or auto, which is
-    bf16 where the CPU multiplies it in hardware. Everything else is computed by transformers: on the CPU in fp32,
-    elsewhere in fp32, bf16, or auto, which is bf16 on a GPU that multiplies it, but Conformers always in fp32. There
-    segments are padded and masked where the model's front end has layer norm; group norm would see the padding.
+    It is computed in `precision`: fp32, bf16, int8, or auto, which is bf16 where the device multiplies it in hardware.
+    On the CPU wav2vec2 and HuBERT are computed by our own encoder. Everything else is computed by transformers, which
+    has no int8: auto is taken instead. Conformers are always in fp32. On other devices segments are padded and masked
+    where that changes nothing; group norm in the front end would see the padding.
 
     A checkpoint with adapters is computed on the CPU alone, each segment in the language that most of its words are in:
     spelled in that language's vocabulary, heard with its adapter. A word of a language without one gets no time.
@@ -63,9 +63,11 @@ class CtcEngine(CtcAligner):
         self._checkpoint = checkpoint = Checkpoint.read(folder, languages)
         adapters = checkpoint.adapters
         self._shape = _shape(checkpoint.config, adapted=adapters is not None) if device == "cpu" else None
-        wanted = chosen(precision, device)
-        halved = device != "cpu" and checkpoint.config["model_type"] not in WHOLE
-        self._precision = wanted if self._shape or halved else "fp32"
+        self._precision = chosen(precision, device)
+        if self._shape is None and self._precision == INT8:
+            self._precision = finer(INT8)
+        if checkpoint.config["model_type"] in WHOLE:
+            self._precision = "fp32"
         self._languages: Languages | None = None
         if adapters is None:
             self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
