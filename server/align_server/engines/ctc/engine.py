@@ -167,7 +167,7 @@ class CtcEngine(CtcAligner):
     def _hidden(self, model: Any, given: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
         if self._checkpoint.spectra:
             width = self._checkpoint.spectra.width
-            given = given.unflatten(1, (-1, width))
+            given = given.view(len(given), -1, width)
             lengths = lengths if lengths is None else lengths // width
         mask = None
         if lengths is not None:
