@@ -25,7 +25,7 @@ class Quantised:
     Both are copied. Raises EngineLoadError for weights that are not finite numbers: in int8 they would become such.
 
     Of what it is given the smallest and the largest value choose the scale: so a result depends on all of a segment's
-    frames, and on nothing else. Any number of threads may share one.
+    frames, those that round it up included, and on nothing else. Any number of threads may share one.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
