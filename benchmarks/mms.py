@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 SEGMENT_S = 15.0
-TURN_S = 480.0  # of audio in the server's turn, and a quarter of it in the loop's
+TURN_S = 360.0  # of audio in the server's turn, and a quarter of it in the loop's
 SPEED = 3.0  # times the loop
 SHARE = 0.65  # of the rate of matrix products
 GEMM = (1600, 1024, 4096)
@@ -38,6 +38,8 @@ MB = processes.MB
 
 def measure(scale: Scale) -> Iterator[Row]:
     """Rows of the table."""
+    from align_server.engines.precision import INT8, multiplies_int8  # noqa: PLC0415  with torch: see random_weights
+
     said = grouped(SEGMENT_S, utterances())
     cores = processes.cores()
     with random_weights():
@@ -45,27 +47,34 @@ def measure(scale: Scale) -> Iterator[Row]:
         portion = _about(said, scale.of(TURN_S / 2, TURN_S))
         some = _about(portion, seconds_of(portion) / 4)
         ours: list[float] = []
+        short: list[float] = []
         loop: list[float] = []
-        with (
-            processes.server("--model", bundle.NAME) as server,
-            processes.Crew(make_loop, [(some, cores)]) as tool,
-            processes.Crew(
-                make_counting_stream, [(server.address, portion[n::CLIENTS], 1, bundle.NAME) for n in range(CLIENTS)]
-            ) as clients,
-        ):
+        with contextlib.ExitStack() as stack:
+            tool = stack.enter_context(processes.Crew(make_loop, [(some, cores)]))
+            server, clients = _serving(stack, portion)
             loaded, peak = server.process.memory_info().rss / MB, processes.peak_rss(server.process.pid) / MB
+            in_int8 = _serving(stack, portion, "--precision", INT8)[1] if multiplies_int8() else None
             for _ in range(scale.of(1, 2)):
                 ours.append(seconds_of(portion) / clients.turn().wall_s)
                 loop.append(seconds_of(some) / tool.turn().wall_s)
+                if in_int8:
+                    short.append(seconds_of(portion) / in_int8.turn().wall_s)
             working = processes.peak_rss(server.process.pid) / MB
             beside, alone = max(clients.peaks()) / MB, tool.peaks()[0] / MB
+        what = f"{bundle.NAME}, random weights, in the server with {CLIENTS} clients"
         yield faster(
-            f"{bundle.NAME}, random weights, in the server with {CLIENTS} clients over the loop of today's tools "
-            f"in single precision ({len(portion)} segments of {seconds_of(portion) / len(portion):.1f} s)",
+            f"{what} over the loop of today's tools in single precision "
+            f"({len(portion)} segments of {seconds_of(portion) / len(portion):.1f} s)",
             [one / other for one, other in zip(ours, loop, strict=True)],
             SPEED,
         )
-        yield Row("audio seconds per wall second: ours, the loop", f"{spread(ours)}, {spread(loop)}")
+        if short:
+            yield Row(
+                f"{what} in int8, which is an option, over the same loop",
+                f"{spread([one / other for one, other in zip(short, loop, strict=True)])} times",
+            )
+        rates = ", ".join(map(spread, (ours, short, loop) if short else (ours, loop)))
+        yield Row(f"audio seconds per wall second: ours, {'in int8, ' if short else ''}the loop", rates)
         yield Row(
             f"memory of the server after loading {weights_mb:.0f} MB of weights",
             f"{loaded:.0f} MB",
@@ -100,6 +109,15 @@ def measure(scale: Scale) -> Iterator[Row]:
         "GFLOP/s: the encoder, matrix products",
         f"{spread([rate / 1e9 for rate, _ in turns], 0)}, {spread([gemm / 1e9 for _, gemm in turns], 0)}",
     )
+
+
+def _serving(
+    stack: contextlib.ExitStack, said: Sequence[Utterance], *flags: str
+) -> tuple[processes.ServerProcess, processes.Crew]:
+    """A server and its clients, which share what is said; as long as the stack."""
+    server = stack.enter_context(processes.server("--model", bundle.NAME, *flags))
+    shares = [(server.address, said[n::CLIENTS], 1, bundle.NAME) for n in range(CLIENTS)]
+    return server, stack.enter_context(processes.Crew(make_counting_stream, shares))
 
 
 @contextlib.contextmanager
