@@ -29,6 +29,7 @@ from align_server.engines.engine import (
     WordKind,
     WordTiming,
 )
+from align_server.engines.pages import passing
 from align_server.engines.precision import floating
 
 if TYPE_CHECKING:
@@ -204,7 +205,7 @@ class CtcAligner(Engine):
             precision,
             make=lambda name: ready(read(), self._traits.head, floating(name)).to(self.device),
             hear=lambda model, samples: self._emissions(model, self._batch(samples).to(self.device))[0].cpu(),
-            exact=lambda samples: self._emissions(read().eval(), self._batch(samples))[0],
+            exact=lambda samples: self._emissions(passing(read().eval()), self._batch(samples))[0],
         )
 
     def _batch(self, samples: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 from align_server.engines.ctc.agreement import agreed
 from align_server.engines.ctc.packed import Packed, own
 from align_server.engines.ctc.quantised import Quantised
+from align_server.engines.pages import few_at_a_time
 from align_server.engines.precision import INT8, floating
 
 if TYPE_CHECKING:
@@ -285,6 +286,7 @@ def read(shape: Shape, weights: Weights, precision: str) -> tuple[Encoder, str]:
     That takes a forward in fp32 with one layer in memory at a time; int8 and bf16 have to agree with it, see `agreed`.
     Raises KeyError as Encoder does, and EngineLoadError as Quantised.
     """
+    weights = few_at_a_time(weights)
 
     def make(name: str) -> Encoder:
         return Encoder(shape, weights, floating(name), quantised=name == INT8)

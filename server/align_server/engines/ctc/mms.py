@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 import torch
+from torch.overrides import TorchFunctionMode
 from torchaudio.models import Wav2Vec2Model, wav2vec2_model
 
 from align_server.engines.ctc import encoder, romanise
@@ -25,13 +26,14 @@ from align_server.engines.engine import EngineLoadError, Progress, Word, silent
 from align_server.engines.precision import chosen
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     import numpy as np
     import numpy.typing as npt
 
 VERSION: Final = 1  # raised with every change of this file or of `romanise` that can change a time or a score
 LONGEST_TAIL_MS: Final = 100.0
+FILLING: Final = ("fill_", "normal_", "uniform_", "zero_")  # ends of the names of what fills a tensor
 DOWNLOADING, CHECKING, READING = 0.7, 0.8, 0.9  # how far loading is after each
 
 log = structlog.get_logger()
@@ -132,7 +134,7 @@ def read_model(bundle: Bundle) -> Wav2Vec2Model:
     except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         found = textwrap.shorten(str(error), 200)
         raise EngineLoadError(f"{path} is damaged, cut off, or no file of weights ({found}); {cure}") from error
-    with torch.device("meta"):  # no memory: the file's map takes its place
+    with _Unfilled():  # the file's map takes the place of its weights
         model = wav2vec2_model(**bundle.params)
     try:
         for name in ("aux.weight", "aux.bias"):
@@ -144,6 +146,21 @@ def read_model(bundle: Bundle) -> Wav2Vec2Model:
             f"{path} has {path.stat().st_size} bytes, but not the weights of this model ({found}); {cure}"
         ) from error
     return model
+
+
+class _Unfilled(TorchFunctionMode):
+    """New modules within have weights as malloc gives them: pages that nobody writes take no memory.
+
+    Not made on the device meta: what torchaudio normalises there has torch import its compilers, for 114 MB and 1.3 s.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: object, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func.__name__.endswith(FILLING):
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _shape(bundle: Bundle) -> Shape:

@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import torch
 from torch.nn.utils import parametrize
 
+from align_server.engines.pages import release
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -30,7 +32,7 @@ def settle(modules: Sequence[torch.nn.Module], dtype: torch.dtype = torch.float3
     """Make modules ready for inference: in one piece of memory, as `dtype`, with each normalised weight computed once.
 
     What loaders give is a map of the file: it would change under the server, or end it with SIGBUS, where the file is
-    written again in its place. Besides the map, whose pages the system can drop, nothing is in memory twice.
+    written again in its place. Nothing is in memory twice: the map's pages go as they are read.
     """
     for part in [part for module in modules for part in module.modules()]:
         if parametrize.is_parametrized(part):
@@ -44,7 +46,9 @@ def settle(modules: Sequence[torch.nn.Module], dtype: torch.dtype = torch.float3
     memory = torch.empty(sum(-(-weight.numel() // step) * step for weight in weights), dtype=dtype)
     start = 0
     for weight in weights:
-        weight.data = memory[start : start + weight.numel()].view(weight.shape).copy_(weight.data)
+        given = weight.data
+        weight.data = memory[start : start + weight.numel()].view(weight.shape).copy_(given)
+        release(given)
         start += -(-weight.numel() // step) * step
     for buffer in (buffer for module in modules for buffer in module.buffers()):
         buffer.data = buffer.data.clone()

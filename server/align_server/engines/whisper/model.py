@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from align_server.engines.pages import few_at_a_time
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
@@ -229,6 +231,7 @@ class Whisper(nn.Module):
         memory = torch.empty(sum(-(-weight.numel() // step) * step for weight in model.parameters()), dtype=dtype)
         weights: dict[str, torch.Tensor] = {}
         start = 0
+        tensor = few_at_a_time(tensor)
         for name, weight in model.named_parameters():
             found = tensor(name)
             if found.shape != weight.shape:
