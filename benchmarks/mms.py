@@ -52,7 +52,7 @@ def measure(scale: Scale) -> Iterator[Row]:
         with contextlib.ExitStack() as stack:
             tool = stack.enter_context(processes.Crew(make_loop, [(some, cores)]))
             server, clients = _serving(stack, portion)
-            loaded, peak = server.process.memory_info().rss / MB, processes.peak_rss(server.process.pid) / MB
+            loaded, peak = server.process.memory_info().rss / MB, server.starting / MB
             in_int8 = _serving(stack, portion, "--precision", INT8)[1] if multiplies_int8() else None
             for _ in range(scale.of(1, 2)):
                 ours.append(seconds_of(portion) / clients.turn().wall_s)

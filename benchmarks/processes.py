@@ -35,10 +35,11 @@ MB = 2**20
 
 @dataclass(frozen=True, slots=True)
 class ServerProcess:
-    """A running align-server."""
+    """A running align-server; `starting` is the most memory, in bytes, that it was seen to have until it served."""
 
     address: str
     process: psutil.Process
+    starting: int
 
     def cpu_s(self) -> float:
         """User and system time so far, of all its threads."""
@@ -79,12 +80,14 @@ def launch(
     with log.open("ab") as output:
         process = psutil.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
     try:
-        _wait_until_serving(process, f"unix:{path}", log)
+        with watched(process) as most:
+            _wait_until_serving(process, f"unix:{path}", log)
+            starting = most()
     except BaseException:
         process.kill()
         process.wait()
         raise
-    return ServerProcess(f"unix:{path}", process)
+    return ServerProcess(f"unix:{path}", process, starting)
 
 
 def free_port() -> int:
@@ -251,7 +254,10 @@ def client_command(*arguments: str) -> list[str]:
 
 
 def peak_rss(pid: int) -> int:
-    """The most memory that a process had since it started its program; 0 where the system does not say."""
+    """The most memory that a process had since it started its program; 0 where the system does not say.
+
+    Of a server that is since it last measured its batches, for which it begins anew.
+    """
     # getrusage would count what the process that started it had.
     status = Path(f"/proc/{pid}/status")
     found = (

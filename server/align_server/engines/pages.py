@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
 
 MAPS: Final = Path("/proc/self/maps")
+LEAST: Final = 2**16  # bytes: to look for the map of less takes longer than it is worth
 TOGETHER: Final = 6  # tensors that are read before any is used: queries', keys' and values' weights and biases
 
 
@@ -25,10 +26,10 @@ def release(tensor: torch.Tensor) -> None:
     """Take the pages of a tensor that lies in a map of a file out of this process's memory.
 
     They come back from the file, or from the system's cache of it, when the tensor is read again; so nobody must have
-    written to it. Nothing happens to tensors that lie elsewhere, and on other systems than Linux.
+    written to it. Nothing happens to small tensors, to those that lie elsewhere, and on other systems than Linux.
     """
     size = tensor.numel() * tensor.element_size()
-    if tensor.device.type != "cpu" or not tensor.is_contiguous() or size < mmap.PAGESIZE:
+    if tensor.device.type != "cpu" or not tensor.is_contiguous() or size < LEAST:
         return
     # Whole pages: those at the ends have a part of others.
     begin = -(-tensor.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
