@@ -18,14 +18,19 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any, Final, Self
 from urllib.parse import unquote, urlsplit
 
+from align_server.engines import hub
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
+
+    import pytest
 
     Files = Mapping[str, bytes | None]
 
 LARGE: Final = (".safetensors", ".bin")  # kept apart from git, under their SHA-256
 ELSEWHERE: Final = "cdn/"  # what is asked of the other host, as which we answer to another name
+ID: Final = "lab/german"  # the model that it has in tests of a process
 TOKEN: Final = "hf_of_the_tests"  # noqa: S105  opens nothing
 
 
@@ -248,3 +253,8 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data[at : min(at + step, end)])
         if end < len(data):
             self.close_connection = True
+
+
+def restart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What this process knows beyond the hub's cache is forgotten, as by a process that was just started."""
+    monkeypatch.setattr(hub, "_settled", {})

@@ -16,53 +16,18 @@ from huggingface_hub import constants, hf_hub_download
 from safetensors.torch import load_file, save_file
 from structlog.testing import capture_logs
 
-from align_server.engines import hub as module
 from align_server.engines import hub_files, registry
 from align_server.engines.engine import EngineLoadError
 from align_server.engines.files import INDEX, WEIGHTS
 from align_server.engines.hub import Reference, fetch, snapshot
-from checkpoints import write_adapted, write_checkpoint
-from hub_server import TOKEN, HubServer, identity
+from hub_server import ID, TOKEN, HubServer, identity, restart
 from whispers import write_whisper
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from pathlib import Path
 
-ID = "lab/german"
 MODEL = Reference(ID)
 SETTINGS = registry.SETTINGS[registry.CTC]
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Weights of 47 kB."""
-    return write_checkpoint(tmp_path_factory.mktemp("hub") / "checkpoint")
-
-
-@pytest.fixture
-def hub(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A hub with one model, which this process uses with a cache of its own, as one that was just started."""
-    with HubServer() as server:
-        server.commit = server.add(ID, checkpoint)
-        monkeypatch.setattr(constants, "ENDPOINT", server.url)
-        monkeypatch.setattr(
-            constants, "HUGGINGFACE_CO_URL_TEMPLATE", f"{server.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}"
-        )
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "token"))
-        monkeypatch.setattr(hub_files, "PAUSE_S", 0.01)
-        monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
-        monkeypatch.delenv("HF_TOKEN", raising=False)
-        monkeypatch.setattr(module, "_settled", {})
-        yield server
-
-
-def restart(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What this process knows beyond the cache is forgotten."""
-    monkeypatch.setattr(module, "_settled", {})
 
 
 def weights(hub: HubServer) -> bytes:
@@ -114,11 +79,11 @@ class TestNames:
         assert Reference.parse(text) is None
 
     def test_a_folder_that_is_there_comes_first(
-        self, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+        self, hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, german: Path
     ) -> None:
         monkeypatch.chdir(tmp_path)
         assert registry.absolute(f"ctc:{ID}") == f"ctc:{ID}"
-        shutil.copytree(checkpoint, tmp_path / ID)
+        shutil.copytree(german, tmp_path / ID)
         assert registry.absolute(f"ctc:{ID}") == f"ctc:{tmp_path}/{ID}"
         described = registry.fetch(f"ctc:{ID}")
         assert (described.remote, described.size_bytes > 0) == (False, True)
@@ -130,13 +95,13 @@ class TestNames:
 
 
 class TestDownload:
-    def test_what_is_needed_is_brought_and_nothing_else(self, hub: HubServer, checkpoint: Path) -> None:
+    def test_what_is_needed_is_brought_and_nothing_else(self, hub: HubServer, german: Path) -> None:
         more = {"pytorch_model.bin": b"x", "training_args.bin": b"x", "README.md": b"---\nlicense: mit\n---\n"}
-        hub.commit = hub.add(ID, checkpoint, more=more)
+        hub.commit = hub.add(ID, german, more=more)
         folder = fetch(MODEL, SETTINGS)
         assert folder.name == hub.commit
-        assert {path.name for path in folder.iterdir()} == {path.name for path in checkpoint.iterdir()} | {"README.md"}
-        assert all((folder / path.name).read_bytes() == path.read_bytes() for path in checkpoint.iterdir())
+        assert {path.name for path in folder.iterdir()} == {path.name for path in german.iterdir()} | {"README.md"}
+        assert all((folder / path.name).read_bytes() == path.read_bytes() for path in german.iterdir())
         assert snapshot(MODEL) == folder
 
     @pytest.mark.usefixtures("hub")
@@ -168,10 +133,8 @@ class TestDownload:
         fetch(MODEL, SETTINGS)
         assert hub.loaded(WEIGHTS)[1] > 0
 
-    def test_weights_in_parts_are_brought_with_their_index(
-        self, hub: HubServer, checkpoint: Path, tmp_path: Path
-    ) -> None:
-        tensors = load_file(checkpoint / WEIGHTS)
+    def test_weights_in_parts_are_brought_with_their_index(self, hub: HubServer, german: Path, tmp_path: Path) -> None:
+        tensors = load_file(german / WEIGHTS)
         names = sorted(tensors)
         parts = {"a.safetensors": names[::2], "b.safetensors": names[1::2]}
         data: dict[str, bytes | None] = {WEIGHTS: None}
@@ -179,12 +142,12 @@ class TestDownload:
             save_file({name: tensors[name] for name in own}, tmp_path / part, {"format": "pt"})
             data[part] = (tmp_path / part).read_bytes()
         index = {"weight_map": {name: part for part, own in parts.items() for name in own}}
-        hub.add(ID, checkpoint, more=data | {INDEX: json.dumps(index).encode(), "c.safetensors": b"x"})
+        hub.add(ID, german, more=data | {INDEX: json.dumps(index).encode(), "c.safetensors": b"x"})
         folder = fetch(MODEL, SETTINGS)
         assert {path.name for path in folder.glob("*.safetensors")} == set(parts)
         assert registry.describe(f"ctc:{ID}").size_bytes == sum((folder / part).stat().st_size for part in parts)
         data["b.safetensors"] = None
-        hub.add(ID, checkpoint, "lacking", data | {INDEX: json.dumps(index).encode()})
+        hub.add(ID, german, "lacking", data | {INDEX: json.dumps(index).encode()})
         with pytest.raises(EngineLoadError, match=r"has no b\.safetensors, which its model\.safetensors\.index\.json"):
             fetch(Reference(ID, "lacking"), SETTINGS)
 
@@ -288,10 +251,10 @@ class TestBroken:
 
 class TestRevisions:
     def test_a_branch_is_settled_once_in_a_process(
-        self, hub: HubServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+        self, hub: HubServer, german: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         first = fetch(MODEL, SETTINGS)
-        later = hub.add(ID, checkpoint, more={"vocab.json": b"{}"})
+        later = hub.add(ID, german, more={"vocab.json": b"{}"})
         asked = len(hub.asked)
         assert fetch(MODEL, SETTINGS) == snapshot(MODEL) == first
         assert len(hub.asked) == asked
@@ -311,8 +274,8 @@ class TestRevisions:
         assert len(hub.asked) == asked + 1
 
     @pytest.mark.parametrize("revision", ["v1.0", "refs/pr/7"])
-    def test_a_tag_or_pull_request_is_a_revision(self, hub: HubServer, checkpoint: Path, revision: str) -> None:
-        commit = hub.add(ID, checkpoint, revision, more={"vocab.json": b"{}"})
+    def test_a_tag_or_pull_request_is_a_revision(self, hub: HubServer, german: Path, revision: str) -> None:
+        commit = hub.add(ID, german, revision, more={"vocab.json": b"{}"})
         folder = fetch(Reference(ID, revision), SETTINGS)
         assert folder.name == commit != hub.commit
         assert snapshot(Reference(ID, revision)) == folder
@@ -339,17 +302,17 @@ class TestWithoutTheHub:
         assert (line["event"], line["commit"]) == ("model from the cache", hub.commit)
         assert "could not be reached" in line["why"]
 
-    def test_a_cache_that_another_program_filled_will_do(self, hub: HubServer, checkpoint: Path) -> None:
-        for path in checkpoint.iterdir():
+    def test_a_cache_that_another_program_filled_will_do(self, hub: HubServer, german: Path) -> None:
+        for path in german.iterdir():
             hf_hub_download(ID, path.name)
         hub.close()
         assert fetch(MODEL, SETTINGS).name == hub.commit
 
     def test_a_newer_commit_that_cannot_be_had_leaves_the_older(
-        self, hub: HubServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+        self, hub: HubServer, german: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         folder = fetch(MODEL, SETTINGS)
-        hub.add(ID, checkpoint, more={WEIGHTS: weights(hub) + b"x"})
+        hub.add(ID, german, more={WEIGHTS: weights(hub) + b"x"})
         hub.faults.spoilt.add(WEIGHTS)
         restart(monkeypatch)
         with capture_logs() as logs:
@@ -377,12 +340,12 @@ class TestWithoutTheHub:
         with pytest.raises(EngineLoadError, match="answered with status 500, and lab/german is not whole"):
             fetch(MODEL, SETTINGS)
 
-    def test_describing_never_asks_the_hub(self, hub: HubServer, checkpoint: Path) -> None:
+    def test_describing_never_asks_the_hub(self, hub: HubServer, german: Path) -> None:
         found = registry.describe(f"ctc:{ID}")
         assert (found.languages, found.licence, found.size_bytes, found.note) == ((), "", 0, "not downloaded yet")
         assert registry.describe(f"whisper:{ID}").transcribes
         assert hub.asked == []
-        hub.commit = hub.add(ID, checkpoint, more={"README.md": b"---\nlicense: mit\n---\n"})
+        hub.commit = hub.add(ID, german, more={"README.md": b"---\nlicense: mit\n---\n"})
         fetched = registry.fetch(f"ctc:{ID}")
         hub.close()
         assert registry.describe(f"ctc:{ID}") == fetched
@@ -412,20 +375,18 @@ class TestRefusals:
         ],
     )
     def test_what_the_hub_does_not_give_is_told_with_what_to_do(
-        self, hub: HubServer, checkpoint: Path, reference: Reference, match: str
+        self, hub: HubServer, german: Path, reference: Reference, match: str
     ) -> None:
         for name in ("gated", "private"):
-            hub.add(f"lab/{name}", checkpoint)
+            hub.add(f"lab/{name}", german)
         hub.faults.gated.add("lab/gated")
         hub.faults.private.add("lab/private")
         with pytest.raises(EngineLoadError, match=match):
             fetch(reference, SETTINGS)
         assert snapshot(reference) is None
 
-    def test_a_token_opens_what_is_private(
-        self, hub: HubServer, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        hub.add("lab/private", checkpoint)
+    def test_a_token_opens_what_is_private(self, hub: HubServer, german: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        hub.add("lab/private", german)
         hub.faults.private.add("lab/private")
         monkeypatch.setenv("HF_TOKEN", TOKEN)
         assert (fetch(Reference("lab/private"), SETTINGS) / WEIGHTS).is_file()
@@ -435,163 +396,16 @@ class TestRefusals:
         with pytest.raises(EngineLoadError, match=r"does not let lab/german be read \(status 403\); set HF_TOKEN"):
             fetch(MODEL, SETTINGS)
 
-    def test_pickled_weights_are_not_brought(self, hub: HubServer, checkpoint: Path) -> None:
-        hub.add(ID, checkpoint, more={WEIGHTS: None, "pytorch_model.bin": b"x"})
+    def test_pickled_weights_are_not_brought(self, hub: HubServer, german: Path) -> None:
+        hub.add(ID, german, more={WEIGHTS: None, "pytorch_model.bin": b"x"})
         with pytest.raises(EngineLoadError, match=r"weights in pytorch_model\.bin and not as .*@refs/pr/NUMBER"):
             fetch(MODEL, SETTINGS)
         assert hub.loaded("pytorch_model.bin") == hub.loaded("config.json") == []
 
-    def test_what_is_no_checkpoint_is_told(self, hub: HubServer, checkpoint: Path) -> None:
-        hub.add(ID, checkpoint, more={WEIGHTS: None})
+    def test_what_is_no_checkpoint_is_told(self, hub: HubServer, german: Path) -> None:
+        hub.add(ID, german, more={WEIGHTS: None})
         with pytest.raises(EngineLoadError, match="there are no weights that could be read"):
             fetch(MODEL, SETTINGS)
-        hub.add(ID, checkpoint, "bare", more={"config.json": None})
+        hub.add(ID, german, "bare", more={"config.json": None})
         with pytest.raises(EngineLoadError, match=r"has no config\.json: it is not a checkpoint"):
             fetch(Reference(ID, "bare"), SETTINGS)
-
-
-MANY = "lab/many"
-LETTERS = {
-    "eng": "abc",
-    "cmn-script_simplified": "你好",
-    "fra": "abcé",
-    "uzb-script_cyrillic": "абв",
-    "uzb-script_latin": "abco",
-}
-
-
-def of(*languages: str, revision: str = "main") -> Reference:
-    return Reference(MANY, revision, languages)
-
-
-def adapters(folder: Path) -> set[str]:
-    """The languages whose adapters are there."""
-    return {path.name.removeprefix("adapter.").removesuffix(".safetensors") for path in folder.glob("adapter.*")}
-
-
-@pytest.fixture(scope="module")
-def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint with an adapter for each of several languages."""
-    return write_adapted(tmp_path_factory.mktemp("many") / "checkpoint", LETTERS)
-
-
-class TestAdapters:
-    @pytest.fixture(autouse=True)
-    def published(self, hub: HubServer, many: Path) -> str:
-        """Its commit on the hub."""
-        return hub.add(MANY, many)
-
-    def test_those_are_brought_that_are_named_and_no_others(self, many: Path) -> None:
-        folder = fetch(of("eng", "uzb-script_latin"), SETTINGS)
-        assert adapters(folder) == {"eng", "uzb-script_latin"}
-        for name in adapters(folder):
-            path = f"adapter.{name}.safetensors"
-            assert (folder / path).read_bytes() == (many / path).read_bytes()
-        assert snapshot(of("uzb-script_latin", "eng")) == folder
-
-    def test_a_code_or_that_of_its_macrolanguage_will_do_where_it_has_one_adapter(self) -> None:
-        assert adapters(fetch(of("cmn"), SETTINGS)) == {"cmn-script_simplified"}
-        assert snapshot(of("zho")) == snapshot(of("cmn")) == snapshot(of("cmn-script_simplified"))
-
-    def test_a_code_of_several_adapters_is_refused_with_their_names(self, hub: HubServer) -> None:
-        with pytest.raises(
-            EngineLoadError, match="several adapters for 'uzb': name uzb-script_cyrillic or uzb-script_l"
-        ):
-            fetch(of("uzb"), SETTINGS)
-        assert hub.loaded(WEIGHTS) == []
-
-    def test_a_language_without_one_is_named_with_some_that_have(self, hub: HubServer) -> None:
-        with pytest.raises(
-            EngineLoadError, match=r"lab/many#eng,tlh has no adapter for 'tlh'.* as cmn-script_simplified, e"
-        ):
-            fetch(of("eng", "tlh"), SETTINGS)
-        assert hub.loaded(WEIGHTS) == []
-
-    def test_a_file_that_the_hub_lacks_is_named_with_some_that_it_has(self, hub: HubServer, many: Path) -> None:
-        hub.add(MANY, many, "lacking", {"adapter.fra.safetensors": None})
-        match = r"lab/many@lacking#fra has no adapter\.fra\.safetensors; it has adapter\.cmn-script_simplified\.safeten"
-        with pytest.raises(EngineLoadError, match=match):
-            fetch(of("fra", revision="lacking"), SETTINGS)
-        assert hub.loaded(WEIGHTS) == []
-
-    def test_without_languages_users_are_told_to_name_some(self, hub: HubServer) -> None:
-        for _ in range(2):
-            with pytest.raises(
-                EngineLoadError, match="for each of 5 languages; say which are wanted: lab/many#eng, or"
-            ):
-                fetch(of(), SETTINGS)
-            assert hub.loaded(WEIGHTS) == []
-        fetch(of("fra"), SETTINGS)
-        assert snapshot(of()) is None
-        with pytest.raises(EngineLoadError, match="lab/many#eng"):
-            fetch(of(), SETTINGS)
-
-    def test_languages_of_a_model_of_one_are_refused(self, hub: HubServer) -> None:
-        for name in (f"ctc:{ID}#eng,fra", f"whisper:{ID}#eng,fra"):
-            with pytest.raises(
-                EngineLoadError, match="lab/german#eng,fra has no adapters for languages; leave out #eng,f"
-            ):
-                registry.fetch(name)
-        assert hub.loaded(WEIGHTS) == []
-
-    @pytest.mark.parametrize("restarted", [False, True])
-    def test_further_languages_are_all_that_is_brought_later(
-        self, hub: HubServer, monkeypatch: pytest.MonkeyPatch, restarted: bool
-    ) -> None:
-        folder = fetch(of("eng"), SETTINGS)
-        if restarted:
-            restart(monkeypatch)
-        assert snapshot(of("eng", "fra")) is None
-        assert fetch(of("eng", "fra"), SETTINGS) == snapshot(of("eng", "fra")) == folder
-        assert [len(hub.loaded(name)) for name in (WEIGHTS, "adapter.eng.safetensors", "adapter.fra.safetensors")] == [
-            1
-        ] * 3
-        asked = len(hub.asked)
-        for languages in (("eng",), ("fra",), ("fra", "eng")):  # the record has all that was brought
-            assert fetch(of(*languages), SETTINGS) == folder
-        assert len(hub.asked) == asked
-
-    def test_all_languages_of_a_branch_are_of_one_commit_in_a_process(self, hub: HubServer, many: Path) -> None:
-        first = fetch(of("eng"), SETTINGS)
-        hub.add(MANY, many, more={"README.md": b"new"})
-        assert fetch(of("fra"), SETTINGS) == first
-
-    def test_without_the_hub_those_in_the_cache_are_served_and_others_refused(
-        self, hub: HubServer, published: str, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        for languages in (("eng", "fra"), ("cmn",)):
-            fetch(of(*languages), SETTINGS)
-        restart(monkeypatch)
-        hub.close()
-        assert fetch(of("fra", "cmn"), SETTINGS).name == published
-        with pytest.raises(EngineLoadError, match="lab/many#uzb-script_latin is not whole"):
-            fetch(of("uzb-script_latin"), SETTINGS)
-
-    def test_one_that_was_cut_since_is_brought_again(self, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> None:
-        name = "adapter.fra.safetensors"
-        folder = fetch(of("eng", "fra"), SETTINGS)
-        (folder / name).resolve().write_bytes(b"x")
-        restart(monkeypatch)
-        assert snapshot(of("fra")) is None
-        fetch(of("fra"), SETTINGS)
-        assert hub.loaded(name) == [0, 0]
-        assert hub.loaded(WEIGHTS) == [0]
-
-    def test_a_cache_that_another_program_filled_has_to_have_it(self, hub: HubServer, many: Path) -> None:
-        for path in many.iterdir():
-            if path.name != "adapter.fra.safetensors":
-                hf_hub_download(MANY, path.name)
-        hub.close()
-        assert fetch(of("eng"), SETTINGS) == snapshot(of("eng"))
-        assert snapshot(of("fra")) is None
-
-    def test_a_model_serves_the_languages_that_its_name_has_whatever_else_the_cache_has(self) -> None:
-        registry.fetch(f"ctc:{MANY}#fra,uzb-script_latin,cmn")
-        for languages in (("fra",), ("fra", "uzb"), ("cmn",)):
-            name = f"ctc:{MANY}#{','.join(languages)}".replace("uzb", "uzb-script_latin")
-            described = registry.describe(name)
-            made = registry.create(name, "cpu")
-            assert made.languages == described.languages == languages
-            assert made.size_bytes == described.size_bytes
-        first, second = (registry.create(f"ctc:{MANY}#{name}", "cpu").revision for name in ("fra", "cmn"))
-        assert first != second

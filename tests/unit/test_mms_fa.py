@@ -2,27 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 import subprocess
 import sys
-import threading
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import torch
-from structlog.testing import capture_logs
-from torchaudio.models import wav2vec2_model
 from torchaudio.pipelines import MMS_FA as TORCHAUDIO
 from torchaudio.pipelines import Wav2Vec2FABundle
 
 from align_server.engines import registry
 from align_server.engines.ctc import agreement
-from align_server.engines.ctc.aligner import Prepared, Scored
-from align_server.engines.ctc.bundle import MMS_FA, Bundle
+from align_server.engines.ctc.aligner import Scored
+from align_server.engines.ctc.bundle import MMS_FA
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.mms import MmsEngine, read_model
 from align_server.engines.ctc.packed import Packed
@@ -31,50 +26,13 @@ from align_server.engines.ctc.romanise import Romaniser
 from align_server.engines.ctc.weights import ready
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment
 from align_server.engines.precision import multiplies_bf16, multiplies_int8
+from bundles import BUNDLE, computed, loaded, prepared, several, state, write
 from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
-    import numpy.typing as npt
-
     from align_server.engines.engine import WordTiming
 
-TINY: dict[str, Any] = {
-    "extractor_conv_layer_config": [
-        (8, kernel, stride) for _, kernel, stride in TORCHAUDIO._params["extractor_conv_layer_config"]
-    ],
-    "encoder_embed_dim": 32,
-    "encoder_pos_conv_kernel": 16,
-    "encoder_pos_conv_groups": 4,
-    "encoder_num_layers": 2,
-    "encoder_num_heads": 4,
-    "encoder_ff_interm_features": 64,
-}
-BUNDLE = replace(
-    MMS_FA, sha256="", url="https://127.0.0.1/tiny.pt", file_name="tiny.pt", params={**MMS_FA.params, **TINY}
-)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """The cache of torch, with the weights of BUNDLE; one thread, as in the server."""
-    folder = tmp_path_factory.mktemp("torch")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("TORCH_HOME", str(folder))
-        write(BUNDLE)
-        yield folder
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture
-def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A cache of torch without any file, in a home of the test's own."""
-    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
-    return tmp_path / "torch"
-
+pytestmark = pytest.mark.usefixtures("home")
 
 INT8 = pytest.param(
     "int8", marks=pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
@@ -88,52 +46,8 @@ def engine(request: pytest.FixtureRequest, home: Path) -> MmsEngine:
 
 
 @pytest.fixture(scope="module")
-def exact(home: Path) -> MmsEngine:
-    assert home.is_dir()
-    return loaded()
-
-
-@pytest.fixture(scope="module")
 def romaniser() -> Romaniser:
     return Romaniser(set(MMS_FA.labels[1:]))
-
-
-def state(bundle: Bundle, seed: int = 0) -> dict[str, torch.Tensor]:
-    """Random weights with the rows that nobody uses, as they are published."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        model = wav2vec2_model(**{**bundle.params, "aux_num_out": len(bundle.labels) + len(bundle.unused)})
-        for name, parameter in model.named_parameters():  # norms start as ones, biases as zeros: none would be missed
-            wide = parameter[0].numel() ** -0.5 if parameter.dim() > 1 else 0.1
-            torch.nn.init.normal_(parameter, 1.0 if "norm.weight" in name else 0.0, 1.5 * wide)
-    return dict(model.state_dict())
-
-
-def write(bundle: Bundle, content: object = None) -> Path:
-    bundle.path.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(state(bundle) if content is None else content, bundle.path)
-    return bundle.path
-
-
-def loaded(bundle: Bundle = BUNDLE, precision: str = "fp32") -> MmsEngine:
-    engine = MmsEngine("cpu", precision, bundle)
-    engine.load()
-    return engine
-
-
-def several() -> list[Segment]:
-    seconds = (1.0, 2.3, 1.0, 0.7, 3.01, 2.3)
-    return [segment("hello", "my", "world", seconds=s, seed=i) for i, s in enumerate(seconds)]
-
-
-def prepared(engine: MmsEngine, item: Segment) -> Prepared:
-    step = engine.prepare(item)
-    assert isinstance(step, Prepared)
-    return step
-
-
-def computed(engine: MmsEngine, batch: list[Segment]) -> list[npt.NDArray[np.float32]]:
-    return [scored.emissions for scored in engine.compute([prepared(engine, item) for item in batch])]
 
 
 def together(engine: MmsEngine, batch: list[Segment]) -> list[torch.Tensor]:
@@ -437,158 +351,6 @@ def test_every_word_gets_times_in_order_and_within_the_audio(engine: MmsEngine) 
         edges = [edge for word in timed for edge in (word.start_ms, word.end_ms) if edge is not None]
         assert edges == sorted(edges)
         assert 0 <= edges[0] <= edges[-1] <= item.duration_ms
-
-
-# Where its weights come from
-
-
-@contextlib.contextmanager
-def serving(content: bytes, *, promised: int) -> Iterator[str]:
-    """The address of a file on a server that promises so many bytes."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.send_response(200 if self.path == "/tiny.pt" else 404)
-            self.send_header("Content-Length", str(promised))
-            self.end_headers()
-            self.wfile.write(content)
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/tiny.pt"
-        server.shutdown()
-        thread.join()
-
-
-def test_weights_that_are_not_there_are_downloaded_once(home: Path, empty: Path, exact: MmsEngine) -> None:
-    content = (home / "hub" / "checkpoints" / "tiny.pt").read_bytes()
-    seen: list[tuple[float, str]] = []
-    with serving(content, promised=len(content)) as url:
-        engine = MmsEngine("cpu", "fp32", replace(BUNDLE, url=url))
-        assert engine.size_bytes == 0
-        engine.load(lambda share, what: seen.append((share, what)))
-    shares = [share for share, _ in seen]
-    assert shares == sorted(shares)
-    assert (min(shares) > 0, shares[-1]) == (True, 1)
-    assert [what.split(",")[0] for _, what in seen] == [
-        "downloading tiny.pt",
-        "checking tiny.pt",
-        "reading the weights",
-        "reading the tables of uroman",
-        "loaded",
-    ]
-    assert [path.name for path in (empty / "hub" / "checkpoints").iterdir()] == ["tiny.pt"]
-    assert engine.revision == exact.revision
-    loaded(replace(BUNDLE, url=url))  # nobody serves it now
-
-
-def test_without_network_and_file_it_is_said_where_the_file_goes(empty: Path, free_port: int) -> None:
-    bundle = replace(BUNDLE, url=f"http://127.0.0.1:{free_port}/tiny.pt")
-    with pytest.raises(EngineLoadError, match="could not be downloaded") as caught:
-        loaded(bundle)
-    for needed in (bundle.url, str(empty / "hub" / "checkpoints" / "tiny.pt"), "set TORCH_HOME", "refused"):
-        assert needed in str(caught.value)
-    assert not list(empty.rglob("*.*"))
-    with pytest.raises(EngineLoadError, match="cannot be read"):
-        assert MmsEngine("cpu", "fp32", bundle).revision
-
-
-def test_a_download_that_is_cut_off_leaves_nothing(empty: Path) -> None:
-    with (
-        serving(b"half", promised=8) as url,
-        pytest.raises(EngineLoadError, match="it ended after 4 of 8 bytes"),
-    ):
-        loaded(replace(BUNDLE, url=url))
-    assert not list(empty.rglob("*.*"))
-
-
-def test_another_file_than_the_published_one_is_not_downloaded(empty: Path) -> None:
-    with serving(b"half", promised=4) as url, pytest.raises(EngineLoadError, match="instead of abc, and was not kept"):
-        loaded(replace(BUNDLE, url=url, sha256="abc"))
-    assert not list(empty.rglob("*.*"))
-
-
-def test_weights_of_ones_own_are_taken_with_a_warning(home: Path, exact: MmsEngine) -> None:
-    with capture_logs() as logs:
-        assert loaded(replace(BUNDLE, sha256=MMS_FA.sha256)).revision == exact.revision
-    (warning,) = logs
-    assert (warning["event"], warning["log_level"]) == ("not the published weights", "warning")
-    assert warning["file"] == str(home / "hub" / "checkpoints" / "tiny.pt")
-
-
-@pytest.mark.parametrize("keep", [0, 4, 1000, -1])
-def test_weights_that_are_cut_off_are_refused(empty: Path, keep: int) -> None:
-    path = write(BUNDLE)
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(EngineLoadError, match="is damaged, cut off, or no file of weights") as caught:
-        loaded()
-    assert str(path) in str(caught.value)
-    assert BUNDLE.url in str(caught.value)
-    assert empty in path.parents
-
-
-def test_a_pickle_that_would_run_code_is_refused(empty: Path) -> None:
-    mark = empty / "ran"
-
-    class Trap:
-        def __reduce__(self) -> tuple[Callable[..., object], tuple[object, ...]]:
-            return Path.mkdir, (mark,)
-
-    write(BUNDLE, {"aux.weight": Trap()})
-    with pytest.raises(EngineLoadError, match="no file of weights"):
-        loaded()
-    assert not mark.exists()
-
-
-@pytest.mark.parametrize(
-    ("content", "found"),
-    [
-        ([1, 2], "TypeError"),
-        ({}, "KeyError: 'aux.weight'"),
-        ({1: torch.zeros(1), "aux.weight": torch.zeros(31, 32), "aux.bias": torch.zeros(31)}, "AttributeError"),
-        ({"aux.weight": torch.zeros(31, 32), "aux.bias": torch.zeros(31)}, "Missing key"),
-    ],
-)
-def test_a_file_of_something_else_is_refused(empty: Path, content: object, found: str) -> None:
-    path = write(BUNDLE, content)
-    with pytest.raises(EngineLoadError, match=f"bytes, but not the weights of this model .*{found}") as caught:
-        loaded()
-    assert f"{path} has {path.stat().st_size} bytes" in str(caught.value)
-    assert "move it out of the way" in str(caught.value)
-    assert empty in path.parents
-
-
-def test_weights_of_another_shape_are_refused(empty: Path) -> None:
-    write(BUNDLE, state(replace(BUNDLE, params={**BUNDLE.params, "encoder_ff_interm_features": 48})))
-    with pytest.raises(EngineLoadError, match=r"not the weights of this model .*size mismatch"):
-        loaded()
-    assert empty.is_dir()
-
-
-def test_weights_may_have_the_older_names_of_weight_norm(empty: Path, home: Path, exact: MmsEngine) -> None:
-    older = {
-        name.replace("parametrizations.weight.original0", "weight_g").replace(
-            "parametrizations.weight.original1", "weight_v"
-        ): tensor
-        for name, tensor in torch.load(home / "hub" / "checkpoints" / "tiny.pt", weights_only=True).items()
-    }
-    assert {name for name in older if "weight_" in name}
-    write(BUNDLE, older)
-    assert np.array_equal(computed(loaded(), several()[:1])[0], computed(exact, several()[:1])[0])
-    assert empty.is_dir()
-
-
-def test_the_weights_stay_what_they_were_when_the_file_is_written_anew(empty: Path) -> None:
-    path = write(BUNDLE)
-    engine = loaded()
-    before = engine.align(several())
-    path.write_bytes(b"")
-    assert engine.align(several()) == before
-    assert empty.is_dir()
 
 
 def test_an_unloaded_engine_can_be_loaded_again(engine: MmsEngine) -> None:
