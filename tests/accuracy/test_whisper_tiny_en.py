@@ -85,6 +85,16 @@ def test_with_30_s_of_context_tokens_begin_where_they_do_for_openai(
     assert (difference <= 20).mean() >= 0.98
 
 
+@pytest.mark.parametrize("tiny", ["bf16"], indirect=True)
+def test_bf16_moves_hardly_a_word_by_more_than_a_frame(
+    corpus_dir: Path, tiny: whisper.WhisperEngine, exact_tiny: whisper.WhisperEngine
+) -> None:
+    batch = [item for name in ("ae", "commonvoice", "speechocean") for item in segments(corpus_dir, name)]
+    moved = np.abs(starts(tiny.align(batch)) - starts(exact_tiny.align(batch)))
+    assert len(moved) > 1000
+    assert (moved <= tiny.frame_ms).mean() >= 0.99
+
+
 def test_every_word_of_unprepared_speech_has_a_time_in_order(corpus_dir: Path, tiny: whisper.WhisperEngine) -> None:
     batch = segments(corpus_dir, "commonvoice")
     for item, result in zip(batch, tiny.align(batch), strict=True):
