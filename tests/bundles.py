@@ -9,18 +9,11 @@ import torch
 from torchaudio.models import wav2vec2_model
 from torchaudio.pipelines import MMS_FA as TORCHAUDIO
 
-from align_server.engines.ctc.aligner import Prepared
 from align_server.engines.ctc.bundle import MMS_FA, Bundle
 from align_server.engines.ctc.mms import MmsEngine
-from segments import segment
 
 if TYPE_CHECKING:
     from pathlib import Path
-
-    import numpy as np
-    import numpy.typing as npt
-
-    from align_server.engines.engine import Segment
 
 TINY: dict[str, Any] = {
     "extractor_conv_layer_config": [
@@ -59,18 +52,3 @@ def loaded(bundle: Bundle = BUNDLE, precision: str = "fp32") -> MmsEngine:
     engine = MmsEngine("cpu", precision, bundle)
     engine.load()
     return engine
-
-
-def several() -> list[Segment]:
-    seconds = (1.0, 2.3, 1.0, 0.7, 3.01, 2.3)
-    return [segment("hello", "my", "world", seconds=s, seed=i) for i, s in enumerate(seconds)]
-
-
-def prepared(engine: MmsEngine, item: Segment) -> Prepared:
-    step = engine.prepare(item)
-    assert isinstance(step, Prepared)
-    return step
-
-
-def computed(engine: MmsEngine, batch: list[Segment]) -> list[npt.NDArray[np.float32]]:
-    return [scored.emissions for scored in engine.compute([prepared(engine, item) for item in batch])]

@@ -16,20 +16,19 @@ from transformers import Wav2Vec2ForCTC
 
 from align_server.engines.ctc import agreement
 from align_server.engines.ctc.adapters import HELD, Adapters
-from align_server.engines.ctc.aligner import Prepared
 from align_server.engines.ctc.checkpoint import Checkpoint, describe
 from align_server.engines.ctc.encoder import Adapter, Encoder
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word
 from align_server.engines.precision import multiplies_int8
 from checkpoints import SPECIAL, change_json, loaded, write_adapted
+from emissions import computed, prepared
 from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-    import numpy.typing as npt
 
 LATIN: Final = "abcdefghijklmnopqrstuvwxyz"
 LETTERS: Final = {  # no two languages have as many
@@ -86,16 +85,6 @@ def of(languages: Iterable[str]) -> list[Segment]:
     """A segment of its own length in each language, of one word twice."""
     words = [Word(WORDS[language], language) for language in languages]
     return [segment(word, word, seconds=1 + i / 10, seed=i) for i, word in enumerate(words)]
-
-
-def prepared(engine: CtcEngine, item: Segment) -> Prepared:
-    step = engine.prepare(item)
-    assert isinstance(step, Prepared)
-    return step
-
-
-def computed(engine: CtcEngine, batch: list[Segment]) -> list[npt.NDArray[np.float32]]:
-    return [scored.emissions for scored in engine.compute([prepared(engine, item) for item in batch])]
 
 
 def chosen(engine: CtcEngine, *words: Word) -> str:

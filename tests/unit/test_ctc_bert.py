@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -9,12 +10,13 @@ import pytest
 import torch
 from transformers import AutoModelForCTC, SeamlessM4TFeatureExtractor
 
-from align_server.engines.ctc.aligner import Prepared, Scored
+from align_server.engines.ctc.aligner import Scored
 from align_server.engines.ctc.checkpoint import Checkpoint, Spectra
 from align_server.engines.ctc.engine import CtcEngine, _read_model
 from align_server.engines.ctc.spectra import features
 from align_server.engines.engine import EngineLoadError, MissingReason, Segment
 from checkpoints import LETTERS, change_json, loaded, write_checkpoint
+from emissions import computed, prepared, together
 from segments import segment
 
 if TYPE_CHECKING:
@@ -40,16 +42,6 @@ def engine(folder: Path) -> CtcEngine:
 
 def several() -> list[Segment]:
     return [segment("a", seconds=seconds, seed=i) for i, seconds in enumerate(SECONDS)]
-
-
-def steps_of(engine: CtcEngine, batch: list[Segment]) -> list[Prepared]:
-    steps = [engine.prepare(item) for item in batch]
-    assert all(isinstance(step, Prepared) for step in steps)
-    return steps  # type: ignore[return-value]  # as was just seen
-
-
-def computed(engine: CtcEngine, batch: list[Segment]) -> list[npt.NDArray[np.float32]]:
-    return [scored.emissions for scored in engine.compute(steps_of(engine, batch))]
 
 
 def heard(item: Segment) -> npt.NDArray[np.float32]:
@@ -80,7 +72,7 @@ def test_it_computes_what_transformers_does(folder: Path, engine: CtcEngine) -> 
 
 
 def test_the_frames_are_those_that_transformers_counts(engine: CtcEngine) -> None:
-    for step, found in zip(steps_of(engine, several()), computed(engine, several()), strict=True):
+    for step, found in zip(map(partial(prepared, engine), several()), computed(engine, several()), strict=True):
         assert len(found) == step.frames
     layers = engine._checkpoint.config["num_adapter_layers"] if engine._checkpoint.config["add_adapter"] else 0
     assert engine.frame_ms == 20 * 2**layers
@@ -88,7 +80,7 @@ def test_the_frames_are_those_that_transformers_counts(engine: CtcEngine) -> Non
 
 def test_a_frame_is_where_its_spectra_are(engine: CtcEngine) -> None:
     item = segment("a", seconds=1.0)
-    (step,) = steps_of(engine, [item])
+    step = prepared(engine, item)
     emissions = np.full((step.frames, len(LETTERS)), 0.001, np.float32)
     emissions[:, 0] = 0.9  # blank
     emissions[5, [0, LETTERS.index("A")]] = 0.001, 0.9
@@ -103,21 +95,17 @@ def test_a_frame_is_where_its_spectra_are(engine: CtcEngine) -> None:
 @pytest.mark.parametrize(("precision", "tolerance"), [("fp32", 1e-5), ("bf16", 0.1)])
 def test_a_shared_forward_gives_what_one_alone_does(engine: CtcEngine, precision: str, tolerance: float) -> None:
     # As it is done on a GPU, here on the CPU.
-    steps = steps_of(engine, several())
     alone = computed(engine, several())
     model, came_to = engine._stock(lambda: _read_model(engine._checkpoint), precision)
     assert came_to == precision
-    with torch.inference_mode():
-        given = [torch.from_numpy(step.given) for step in steps]
-        together = engine._together(model, given, [step.frames for step in steps])
-    for one, other in zip(alone, together, strict=True):
+    for one, other in zip(alone, together(engine, model, several()), strict=True):
         np.testing.assert_allclose(np.exp(one), np.exp(other.numpy()), rtol=0, atol=tolerance)
 
 
 def test_a_segment_has_the_same_emissions_to_the_bit_in_any_batch(engine: CtcEngine) -> None:
-    together = computed(engine, several())
+    at_once = computed(engine, several())
     alone = [computed(engine, [item])[0] for item in several()]
-    assert all(map(np.array_equal, together, alone))
+    assert all(map(np.array_equal, at_once, alone))
 
 
 def test_audio_of_less_than_a_frame_has_no_times(engine: CtcEngine) -> None:

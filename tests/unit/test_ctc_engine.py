@@ -14,18 +14,18 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCTC, Wav2Vec2FeatureExtractor
 
 from align_server.engines.ctc import agreement
-from align_server.engines.ctc.aligner import Prepared, Scored
+from align_server.engines.ctc.aligner import Scored
 from align_server.engines.ctc.encoder import Encoder
 from align_server.engines.ctc.engine import WHOLE, CtcEngine, _read_model
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word, WordTiming
 from align_server.engines.precision import chosen, multiplies_int8
 from checkpoints import LETTERS, change_json, loaded, write_checkpoint
+from emissions import computed, prepared, several, together
 from segments import PAUSE, SLOT, noise, segment
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    import numpy.typing as npt
 
 NEEDS_INT8 = pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
 FAMILIES = (
@@ -55,21 +55,6 @@ def engine(folder: Path) -> CtcEngine:
 def copy(folder: Path, tmp_path: Path) -> Path:
     """A checkpoint of the test's own."""
     return shutil.copytree(folder, tmp_path / "model")
-
-
-def several() -> list[Segment]:
-    seconds = (1.0, 2.3, 1.0, 0.7, 3.01, 2.3)
-    return [segment("hello", "my", "world", seconds=s, seed=i) for i, s in enumerate(seconds)]
-
-
-def prepared(engine: CtcEngine, item: Segment) -> Prepared:
-    step = engine.prepare(item)
-    assert isinstance(step, Prepared)
-    return step
-
-
-def computed(engine: CtcEngine, batch: list[Segment]) -> list[npt.NDArray[np.float32]]:
-    return [scored.emissions for scored in engine.compute([prepared(engine, item) for item in batch])]
 
 
 def reasons(result: Result) -> list[MissingReason | None]:
@@ -176,11 +161,11 @@ def test_int8_is_near_fp32_and_has_a_revision_of_its_own(folder: Path, engine: C
 @NEEDS_INT8
 def test_in_int8_a_segment_has_the_same_emissions_to_the_bit_in_any_batch_order_and_thread(folder: Path) -> None:
     short = loaded(folder, "int8")
-    together = computed(short, several())
-    assert all(map(np.array_equal, together, [computed(short, [item])[0] for item in several()]))
+    at_once = computed(short, several())
+    assert all(map(np.array_equal, at_once, [computed(short, [item])[0] for item in several()]))
     with ThreadPoolExecutor(4) as threads:
         for found in threads.map(lambda _: computed(short, several()[::-1])[::-1], range(8)):
-            assert all(map(np.array_equal, found, together))
+            assert all(map(np.array_equal, found, at_once))
 
 
 @NEEDS_INT8
@@ -266,11 +251,11 @@ def test_an_empty_batch_computes_nothing(engine: CtcEngine) -> None:
 
 
 def test_a_segment_has_the_same_emissions_to_the_bit_in_any_batch(engine: CtcEngine) -> None:
-    together = computed(engine, several())
+    at_once = computed(engine, several())
     alone = [computed(engine, [item])[0] for item in several()]
     turned = computed(engine, several()[::-1])[::-1]
-    assert all(map(np.array_equal, together, alone))
-    assert all(map(np.array_equal, together, turned))
+    assert all(map(np.array_equal, at_once, alone))
+    assert all(map(np.array_equal, at_once, turned))
 
 
 def test_a_segment_has_the_same_emissions_to_the_bit_in_any_thread(engine: CtcEngine) -> None:
@@ -287,15 +272,11 @@ def test_a_shared_forward_gives_what_one_alone_does(tmp_path: Path, family: str,
     folder = write_checkpoint(tmp_path, family=family, norm=norm, num_conv_pos_embedding_groups=2)
     engine = loaded(folder)
     alone = computed(engine, several())
-    steps = [prepared(engine, item) for item in several()]
-    given = [torch.from_numpy(step.given) for step in steps]
     for precision, tolerance in [("fp32", 1e-5)] if family in WHOLE else [("fp32", 1e-5), ("bf16", 0.05)]:
         model, came_to = engine._stock(lambda: _read_model(engine._checkpoint), precision)
         assert came_to == precision
-        with torch.inference_mode():
-            together = engine._together(model, given, [step.frames for step in steps])
-        for one, other, step in zip(alone, together, steps, strict=True):
-            assert len(one) == step.frames
+        for one, other, item in zip(alone, together(engine, model, several()), several(), strict=True):
+            assert len(one) == engine._checkpoint.front_end.frames(len(item.pcm))
             np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
 
 

@@ -26,7 +26,8 @@ from align_server.engines.ctc.romanise import Romaniser
 from align_server.engines.ctc.weights import ready
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment
 from align_server.engines.precision import multiplies_bf16, multiplies_int8
-from bundles import BUNDLE, computed, loaded, prepared, several, state, write
+from bundles import BUNDLE, loaded, state, write
+from emissions import computed, prepared, several, together
 from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
@@ -48,15 +49,6 @@ def engine(request: pytest.FixtureRequest, home: Path) -> MmsEngine:
 @pytest.fixture(scope="module")
 def romaniser() -> Romaniser:
     return Romaniser(set(MMS_FA.labels[1:]))
-
-
-def together(engine: MmsEngine, batch: list[Segment]) -> list[torch.Tensor]:
-    """Emissions as a GPU computes them, here on the CPU."""
-    assert engine._model is not None
-    with torch.inference_mode():
-        steps = [prepared(engine, item) for item in batch]
-        given = [torch.from_numpy(step.given) for step in steps]
-        return engine._together(engine._model, given, [step.frames for step in steps])
 
 
 def heard(engine: MmsEngine, item: Segment, text: str) -> Result:
@@ -218,10 +210,10 @@ def test_a_segment_has_the_same_emissions_to_the_bit_in_any_batch(engine: MmsEng
 def test_a_shared_forward_gives_what_one_alone_does(mode: str, precision: str, tolerance: float) -> None:
     bundle = replace(BUNDLE, file_name=f"{mode}.pt", params={**BUNDLE.params, "extractor_mode": mode})
     write(bundle)
-    engine, sharing = loaded(bundle), loaded(bundle)
-    sharing._model, came_to = sharing._stock(lambda: read_model(bundle), precision)  # as it is on a GPU
+    engine = loaded(bundle)
+    model, came_to = engine._stock(lambda: read_model(bundle), precision)  # as it is on a GPU
     assert came_to == precision
-    for one, other in zip(computed(engine, several()), together(sharing, several()), strict=True):
+    for one, other in zip(computed(engine, several()), together(engine, model, several()), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=tolerance)
         assert np.abs(np.exp(one) - np.exp(other.numpy())).mean() < 0.01
 

@@ -17,7 +17,8 @@ from structlog.testing import capture_logs
 from align_server.engines.ctc.bundle import MMS_FA
 from align_server.engines.ctc.mms import MmsEngine
 from align_server.engines.engine import EngineLoadError
-from bundles import BUNDLE, computed, loaded, several, state, write
+from bundles import BUNDLE, loaded, state, write
+from emissions import computed, several
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

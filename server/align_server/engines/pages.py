@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import mmap
 from collections import deque
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -71,7 +70,7 @@ def _is_of_a_file(begin: int, end: int) -> bool:
         return False
     for line in lines:
         addresses, _, _, _, inode, *_ = line.split()
-        first, last = map(partial(int, base=16), addresses.split("-"))
+        first, last = (int(address, 16) for address in addresses.split("-"))
         if first <= begin and end <= last:
             return inode != "0"
     return False

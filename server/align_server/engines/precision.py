@@ -35,6 +35,12 @@ def chosen(precision: str, device: str) -> str:
     return precision
 
 
+def without_int8(precision: str, device: str) -> str:
+    """The same for a model that has no int8, which takes auto instead. Raises EngineLoadError as `chosen` does."""
+    wanted = chosen(precision, device)
+    return finer(INT8) if wanted == INT8 else wanted
+
+
 def floating(precision: str) -> torch.dtype:
     """The type of what a precision computes in floating point; with int8, on the CPU, that is the fastest there."""
     return PRECISIONS[chosen("auto", "cpu") if precision == INT8 else precision]

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
 from align_server.engines.ctc.agreement import agreed
-from align_server.engines.ctc.packed import Packed, own
+from align_server.engines.ctc.packed import Packed, linear, own
 from align_server.engines.ctc.quantised import Quantised
 from align_server.engines.pages import few_at_a_time
 from align_server.engines.precision import INT8, floating
@@ -62,8 +62,7 @@ class _Affine:
     bias: torch.Tensor | None
 
     def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        product = F.linear(x, self.weight, self.bias)
-        return F.gelu(product) if gelu else product
+        return linear(x, self.weight, self.bias, gelu=gelu)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -138,17 +137,17 @@ class Encoder(torch.nn.Module):
         def affine(name: str) -> _Affine:
             return _affine(weights, name, dtype)
 
-        def linear(weight: torch.Tensor, bias: torch.Tensor) -> Packed | Quantised:
+        def product(weight: torch.Tensor, bias: torch.Tensor) -> Packed | Quantised:
             return Quantised(weight, bias) if quantised else Packed(weight, bias, dtype)
 
         def layer(name: str) -> _Layer:
             parts = [f"{name}.attention.{part}_proj" for part in "qkv"]
             return _Layer(
-                qkv=linear(*map(torch.cat, zip(*(_pair(weights, part) for part in parts), strict=True))),
-                out=linear(*_pair(weights, f"{name}.attention.out_proj")),
+                qkv=product(*map(torch.cat, zip(*(_pair(weights, part) for part in parts), strict=True))),
+                out=product(*_pair(weights, f"{name}.attention.out_proj")),
                 norm=affine(f"{name}.layer_norm"),
-                inner=linear(*_pair(weights, f"{name}.feed_forward.intermediate_dense")),
-                outer=linear(*_pair(weights, f"{name}.feed_forward.output_dense")),
+                inner=product(*_pair(weights, f"{name}.feed_forward.intermediate_dense")),
+                outer=product(*_pair(weights, f"{name}.feed_forward.output_dense")),
                 final_norm=affine(f"{name}.final_layer_norm"),
             )
 

@@ -19,10 +19,10 @@ from align_server.engines.ctc.aligner import Alphabet, CtcAligner, Traits
 from align_server.engines.ctc.checkpoint import Checkpoint, revision
 from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.languages import Languages
-from align_server.engines.ctc.spectra import features
+from align_server.engines.ctc.spectra import VARIANCE_FLOOR, features
 from align_server.engines.ctc.text import Vocabulary
 from align_server.engines.engine import EngineLoadError, Progress, Scanning, Segment, Word, probe, silent
-from align_server.engines.precision import INT8, chosen, finer, floating
+from align_server.engines.precision import chosen, floating, without_int8
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from align_server.engines.ctc.adapters import Adapters
     from align_server.engines.ctc.encoder import Adapter
 
-VARIANCE_FLOOR: Final = 1e-7  # as the feature extractor of transformers has it
 CHECKING: Final = 0.6  # of the time of loading
 OWN: Final = frozenset({"hubert", "wav2vec2"})  # model types that our encoder computes
 WHOLE: Final = frozenset({"wav2vec2-conformer"})  # those that transformers computes in fp32 alone: they mix types
@@ -63,9 +62,7 @@ class CtcEngine(CtcAligner):
         self._checkpoint = checkpoint = Checkpoint.read(folder, languages)
         adapters = checkpoint.adapters
         self._shape = _shape(checkpoint.config, adapted=adapters is not None) if device == "cpu" else None
-        self._precision = chosen(precision, device)
-        if self._shape is None and self._precision == INT8:
-            self._precision = finer(INT8)
+        self._precision = chosen(precision, device) if self._shape else without_int8(precision, device)
         if checkpoint.config["model_type"] in WHOLE:
             self._precision = "fp32"
         self._languages: Languages | None = None

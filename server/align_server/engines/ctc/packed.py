@@ -31,11 +31,16 @@ class Packed:
     def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
         """Shape [frames, out], of `x`, whose shape is [frames, in]; with `gelu` what that makes of it."""
         if not self._packs:
-            product = F.linear(x, self._weight, self._bias)
-            return F.gelu(product) if gelu else product
+            return linear(x, self._weight, self._bias, gelu=gelu)
         then = ("gelu", "none") if gelu else ("none", "")  # exact, not by tanh
         packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, then[0], [], then[1])  # noqa: SLF001  the same
         return packed
+
+
+def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool) -> torch.Tensor:
+    """The same of weights as they lie."""
+    product = F.linear(x, weight, bias)
+    return F.gelu(product) if gelu else product
 
 
 def own(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:

@@ -15,7 +15,6 @@ from align_server.engines.engine import EngineLoadError
 
 ENGINE: Final = "onednn"  # a layer of 4 M weights takes half as long as with x86, which torch chooses
 LARGEST: Final = 127  # of a weight's 8 bits
-STEP: Final = 16  # frames are rounded up to so many: oneDNN compiles code for every new shape, for 3 ms each
 _LOCK: Final = threading.Lock()  # the engine is chosen for the whole process
 
 
@@ -24,8 +23,8 @@ class Quantised:
 
     Both are copied. Raises EngineLoadError for weights that are not finite numbers: in int8 they would become such.
 
-    Of what it is given the smallest and the largest value choose the scale: so a result depends on all of a segment's
-    frames, those that round it up included, and on nothing else. Any number of threads may share one.
+    Of what it is given the smallest and the largest value choose the scale: so a result depends on all of the
+    frames, and on nothing else. Any number of threads may share one.
     """
 
     def __init__(self, weight: torch.Tensor, bias: torch.Tensor | None) -> None:
@@ -52,10 +51,6 @@ class Quantised:
 
     def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
         """Shape [frames, out], in the type of `x`, whose shape is [frames, in]; with `gelu` what that makes of it."""
-        frames, width = x.shape
-        rounded = torch.empty(-(-frames // STEP) * STEP, width)
-        rounded[:frames] = x
-        rounded[frames:] = 0  # which every scale has: the others stay as they are
-        product: torch.Tensor = torch.ops.quantized.linear_dynamic(rounded, self._packed, reduce_range=False)
-        found = product[:frames].to(x.dtype)
+        product: torch.Tensor = torch.ops.quantized.linear_dynamic(x.float(), self._packed, reduce_range=False)
+        found = product.to(x.dtype)
         return F.gelu(found) if gelu else found

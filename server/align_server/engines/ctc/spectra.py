@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from align_server.engines.ctc.checkpoint import Spectra
 
 LOUDEST: Final = 32768.0  # Kaldi's samples are integers of 16 bits
-VARIANCE_FLOOR: Final = 1e-7
+VARIANCE_FLOOR: Final = 1e-7  # as all feature extractors of transformers have it
 
 
 def features(samples: npt.NDArray[np.float32], spectra: Spectra) -> npt.NDArray[np.float32]:

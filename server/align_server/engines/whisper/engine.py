@@ -29,7 +29,7 @@ from align_server.engines.engine import (
     WordTiming,
     silent,
 )
-from align_server.engines.precision import INT8, chosen, finer, floating
+from align_server.engines.precision import floating, without_int8
 from align_server.engines.whisper import openai
 from align_server.engines.whisper.align import first_frames
 from align_server.engines.whisper.checkpoint import Checkpoint
@@ -153,8 +153,7 @@ class WhisperEngine(Engine):
         self._revision = ""
         self._name = name
         self._device = device
-        wanted = chosen(precision, device)  # in bf16 no word of speech/ae moves by over a frame
-        self._precision = finer(INT8) if wanted == INT8 else wanted
+        self._precision = without_int8(precision, device)  # in bf16 no word of speech/ae moves by over a frame
 
     @property
     def name(self) -> str:
