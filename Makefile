@@ -9,8 +9,9 @@ SOURCES := pyproject.toml constraints.txt hatch_build.py proto/align_proto/v1/al
 demo: $(VENV)/.server
 	@examples/demo.sh $(BIN)
 
+# Two files of tests at a time, each with a server of its own; long ones first, as they are named.
 test: $(VENV)/.test
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
