@@ -31,7 +31,7 @@ CHUNK: Final = 48  # frames of the result that the front end computes at a time:
 # Frames are rounded up to so many: for every new number of them oneDNN compiles code, 5 MB in 8 ms, and keeps that of
 # some hundred numbers.
 STEP: Final = 16
-SCORES: Final = 400_000  # of attention that are computed at a time: they stay in a core's cache
+SCORES: Final = 1_000_000  # of attention that are computed at a time: no more than a core's caches hold
 
 
 @dataclass(frozen=True, slots=True)
@@ -267,7 +267,8 @@ class Encoder(torch.nn.Module):
         heard = torch.empty_like(q)
         keys = k.transpose(1, 2)
         heads = max(1, SCORES // rounded**2)  # at a time
-        rows = max(STEP, SCORES // rounded // STEP * STEP)
+        blocks = -(-rounded * rounded // SCORES)
+        rows = -(-rounded // blocks // STEP) * STEP  # alike: few rows are multiplied at an eighth of the rate of many
         q = q * size**-0.5
         for head in range(0, self._shape.heads, heads):
             here = slice(head, head + heads)
