@@ -45,6 +45,7 @@ def measure(scale: Scale) -> Iterator[Row]:
     with random_weights():
         weights_mb = _bytes_in_bf16() / MB
         portion = _about(said, scale.of(TURN_S / 2, TURN_S))
+        portion = portion[: len(portion) // cores * cores]  # else one core waits for the last, a part of a short turn
         some = _about(portion, seconds_of(portion) / 4)
         ours: list[float] = []
         short: list[float] = []
@@ -54,7 +55,7 @@ def measure(scale: Scale) -> Iterator[Row]:
             server, clients = _serving(stack, portion)
             loaded, peak = server.process.memory_info().rss / MB, server.starting / MB
             in_int8 = _serving(stack, portion, "--precision", INT8)[1] if multiplies_int8() else None
-            for _ in range(scale.of(1, 2)):
+            for _ in range(scale.of(1, 3)):
                 ours.append(seconds_of(portion) / clients.turn().wall_s)
                 loop.append(seconds_of(some) / tool.turn().wall_s)
                 if in_int8:

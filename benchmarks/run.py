@@ -34,6 +34,7 @@ MEASUREMENTS = (
     "client_memory",
     "in_process",
     "mms",
+    "today",
     "checkpoint",
     "recognition",
     "attention",
