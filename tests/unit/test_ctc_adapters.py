@@ -6,57 +6,29 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import Wav2Vec2ForCTC
 
+from adapted import FILES, LETTERS, WORDS, expected, of
 from align_server.engines.ctc import agreement
 from align_server.engines.ctc.adapters import HELD, Adapters
 from align_server.engines.ctc.checkpoint import Checkpoint, describe
 from align_server.engines.ctc.encoder import Adapter, Encoder
 from align_server.engines.ctc.engine import CtcEngine
-from align_server.engines.engine import EngineLoadError, MissingReason, Result, Segment, Word
+from align_server.engines.engine import EngineLoadError, MissingReason, Result, Word
 from align_server.engines.precision import multiplies_int8
 from checkpoints import SPECIAL, change_json, loaded, write_adapted
 from emissions import computed, prepared
 from segments import PAUSE, SLOT, segment
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
 
-LATIN: Final = "abcdefghijklmnopqrstuvwxyz"
-LETTERS: Final = {  # no two languages have as many
-    "eng": f"{LATIN}'",
-    "cmn-script_simplified": "你好世界",
-    "deu": f"{LATIN}äöüß",
-    "ell": "αβγδεηιλοπρστω",
-    "fin": f"{LATIN}äö",
-    "fra": f"{LATIN}éèêàçùûîô",
-    "rus": "абвгдеёжзийклмнопрстуфхцчшщъыьэюя",
-    "swh": LATIN,
-    "tur": f"{LATIN}çğıöşü",
-    "uzb-script_cyrillic": "абвгдежзийклмнопрстуфхцчшъэюяёўқғҳ",
-    "uzb-script_latin": f"{LATIN}\u02bb,;",
-}
-WORDS: Final = {
-    "eng": "hello",
-    "cmn": "你好",
-    "deu": "über",
-    "ell": "γεια",
-    "fin": "hyvää",
-    "fra": "été",
-    "rus": "привет",
-    "swh": "habari",
-    "tur": "gün",
-    "uzb": "salom",
-}
-FILES: Final = {"cmn": "cmn-script_simplified", "uzb": "uzb-script_latin"}  # where they are not called by the code
 CLOSE: Final = 5e-5  # of log posteriors that go down to -10
 
 
@@ -81,25 +53,9 @@ def adapter_of(folder: Path, name: str) -> Path:
     return folder / f"adapter.{name}.safetensors"
 
 
-def of(languages: Iterable[str]) -> list[Segment]:
-    """A segment of its own length in each language, of one word twice."""
-    words = [Word(WORDS[language], language) for language in languages]
-    return [segment(word, word, seconds=1 + i / 10, seed=i) for i, word in enumerate(words)]
-
-
 def chosen(engine: CtcEngine, *words: Word) -> str:
     """The adapter for a segment of these words."""
     return prepared(engine, segment(*words)).plan.alphabet.language
-
-
-def expected(folder: Path, engine: CtcEngine, item: Segment, name: str) -> torch.Tensor:
-    """What transformers computes with an adapter that it loaded itself."""
-    load: Any = Wav2Vec2ForCTC.from_pretrained  # has no types
-    model = load(folder).eval()
-    model.load_adapter(name, local_files_only=True, use_safetensors=True)
-    with torch.inference_mode():
-        logits: torch.Tensor = model(torch.from_numpy(prepared(engine, item).given)[None]).logits[0]
-    return logits
 
 
 def names(folder: Path) -> list[str]:
@@ -450,14 +406,6 @@ def test_describing_languages_needs_no_torch(folder: Path) -> None:
         "assert not {'torch', 'transformers', 'safetensors'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code, str(folder)], check=True)
-
-
-@pytest.mark.parametrize("device", ["cuda", "mps"])
-def test_other_devices_than_the_cpu_are_refused(folder: Path, device: str) -> None:
-    with pytest.raises(
-        EngineLoadError, match=rf"on the CPU alone, not on {device}; start the server with --device cpu"
-    ):
-        CtcEngine("x", folder, device)
 
 
 @pytest.mark.parametrize("change", [{"do_stable_layer_norm": False}, {"hidden_act": "relu"}, {"model_type": "wavlm"}])

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from align_server.engines.ctc.checkpoint import FrontEnd
-    from align_server.engines.ctc.encoder import Adapter
 
 MAX_SEGMENT_S: Final = 40.0  # more than twice as long as what models are trained on
 SCAN_FLOOR: Final = -6.0  # of a scan: a frame can say no more against a token
@@ -158,8 +157,8 @@ class CtcAligner(Engine):
         """Whether the model has what it needs for the words of a language."""
         return True
 
-    def _adapter(self, _alphabet: Alphabet, /) -> Adapter | None:
-        """What makes an Encoder hear in an alphabet; None where it has no other."""
+    def _adapter(self, _alphabet: Alphabet, /) -> Any:
+        """What makes an Encoder hear in an alphabet; of other models one that does. None where there is no other."""
         return None
 
     @property
@@ -279,15 +278,28 @@ class CtcAligner(Engine):
         if model is None:
             raise RuntimeError(f"{type(self).__name__}.compute was called before load")
         given = [torch.from_numpy(item.given) for item in batch]
+        adapters = (self._adapter(item.plan.alphabet) for item in batch)
+        models: list[torch.nn.Module] = []  # until the lane is done with them: others may drop them
         with torch.inference_mode(), lane(self.device):
             if isinstance(model, Encoder):
-                adapters = (self._adapter(item.plan.alphabet) for item in batch)
                 emissions = [model(*one).log_softmax(-1) for one in zip(given, adapters, strict=True)]
-            elif self.device == "cpu":
-                emissions = [self._emissions(model, one[None])[0] for one in given]
             else:
-                emissions = self._together(model, given, [item.frames for item in batch])
+                models += (model if other is None else other for other in adapters)
+                emissions = self._by_model(models, given, [item.frames for item in batch])
         return [Scored(item.plan, emission.numpy()) for item, emission in zip(batch, emissions, strict=True)]
+
+    def _by_model(
+        self, models: Sequence[torch.nn.Module], given: Sequence[torch.Tensor], frames: Sequence[int]
+    ) -> list[torch.Tensor]:
+        """Emissions of segments, each by its own of `models` that are no Encoder; those of one model together."""
+        if self.device == "cpu":
+            return [self._emissions(model, one[None])[0] for model, one in zip(models, given, strict=True)]
+        emissions: dict[int, torch.Tensor] = {}
+        for model in dict.fromkeys(models):
+            mine = [i for i, other in enumerate(models) if other is model]
+            scored = self._together(model, [given[i] for i in mine], [frames[i] for i in mine])
+            emissions.update(zip(mine, scored, strict=True))
+        return [emissions[i] for i in range(len(given))]
 
     def _together(
         self, model: torch.nn.Module, given: Sequence[torch.Tensor], frames: Sequence[int]

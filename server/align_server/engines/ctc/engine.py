@@ -17,21 +17,19 @@ from safetensors import SafetensorError, safe_open
 from align_server.engines.ctc import encoder
 from align_server.engines.ctc.aligner import Alphabet, CtcAligner, Traits
 from align_server.engines.ctc.checkpoint import Checkpoint, revision
-from align_server.engines.ctc.encoder import Encoder, Shape, torchaudio_name
+from align_server.engines.ctc.encoder import Adapter, Encoder, Shape, torchaudio_name
 from align_server.engines.ctc.languages import Languages
 from align_server.engines.ctc.spectra import VARIANCE_FLOOR, features
 from align_server.engines.ctc.text import Vocabulary
+from align_server.engines.ctc.weights import adapted
 from align_server.engines.engine import EngineLoadError, Progress, Scanning, Segment, Word, probe, silent
 from align_server.engines.precision import chosen, floating, without_int8
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     import numpy.typing as npt
-
-    from align_server.engines.ctc.adapters import Adapters
-    from align_server.engines.ctc.encoder import Adapter
 
 CHECKING: Final = 0.6  # of the time of loading
 OWN: Final = frozenset({"hubert", "wav2vec2"})  # model types that our encoder computes
@@ -51,8 +49,8 @@ class CtcEngine(CtcAligner):
     has no int8: auto is taken instead. Conformers are always in fp32. On other devices segments are padded and masked
     where that changes nothing; group norm in the front end would see the padding.
 
-    A checkpoint with adapters is computed on the CPU alone, each segment in the language that most of its words are in:
-    spelled in that language's vocabulary, heard with its adapter. A word of a language without one gets no time.
+    Of a checkpoint with adapters each segment is computed in the language that most of its words are in: spelled in
+    that language's vocabulary, heard with its adapter. A word of a language without one gets no time.
     `languages` are those whose adapters are served; all that are in the folder, where none is named.
     """
 
@@ -61,7 +59,8 @@ class CtcEngine(CtcAligner):
     ) -> None:
         self._checkpoint = checkpoint = Checkpoint.read(folder, languages)
         adapters = checkpoint.adapters
-        self._shape = _shape(checkpoint.config, adapted=adapters is not None) if device == "cpu" else None
+        shape = _shape(checkpoint.config, adapted=adapters is not None)
+        self._shape = shape if device == "cpu" else None
         self._precision = chosen(precision, device) if self._shape else without_int8(precision, device)
         if checkpoint.config["model_type"] in WHOLE:
             self._precision = "fp32"
@@ -70,7 +69,13 @@ class CtcEngine(CtcAligner):
             self._vocabulary = Vocabulary.read(folder, checkpoint.vocab_size)
             alphabet = _alphabet(self._vocabulary, checkpoint.vocab_size)
         else:
-            self._languages = _languages(checkpoint, adapters, self._shape, device)
+            if shape is None:
+                raise EngineLoadError(
+                    f"{folder} has adapters, but not the architecture of facebook/mms-1b-all: with adapters only "
+                    f"{' and '.join(sorted(OWN))} with do_stable_layer_norm are supported; choose a checkpoint of one "
+                    "language"
+                )
+            self._languages = Languages(adapters, checkpoint.config)
             self._vocabulary = self._languages.vocabulary(adapters.default)
             alphabet = self._alphabet(())
         traits = Traits(
@@ -114,7 +119,7 @@ class CtcEngine(CtcAligner):
         else:
             self._model, self._precision = _own(self._shape, self._checkpoint, self._precision)
         if self._languages:
-            self._languages.open(sums, floating(self._precision))
+            self._languages.open(sums, self._known(self._model))
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:
@@ -134,7 +139,14 @@ class CtcEngine(CtcAligner):
         language = self._languages.of(words)
         return _alphabet(self._languages.vocabulary(language), self._languages.size(language), language)
 
-    def _adapter(self, alphabet: Alphabet, /) -> Adapter | None:
+    def _known(self, model: torch.nn.Module) -> Callable[[Mapping[str, torch.Tensor]], Adapter | torch.nn.Module]:
+        """What makes of the tensors of an adapter what the model, or who computes with it, takes for a language."""
+        if (shape := self._shape) is None:
+            return lambda tensors: adapted(model, tensors)
+        family, dtype = self._checkpoint.config["model_type"], floating(self._precision)
+        return lambda tensors: Adapter.read(shape, lambda part: tensors[torchaudio_name(part, family)], dtype)
+
+    def _adapter(self, alphabet: Alphabet, /) -> Adapter | torch.nn.Module | None:
         return self._languages.adapter(alphabet.language) if self._languages else None
 
     def _spell(self, word: Word, alphabet: Alphabet, /) -> tuple[Sequence[int], str]:
@@ -175,21 +187,6 @@ class CtcEngine(CtcAligner):
 
 def _alphabet(vocabulary: Vocabulary, size: int, language: str = "") -> Alphabet:
     return Alphabet(size, vocabulary.blank, vocabulary.delimiter, language)
-
-
-def _languages(checkpoint: Checkpoint, adapters: Adapters, shape: Shape | None, device: str) -> Languages:
-    """The languages of a checkpoint with adapters. Raises EngineLoadError where our encoder cannot compute it."""
-    if device != "cpu":
-        raise EngineLoadError(
-            f"{checkpoint.folder} has an adapter for each language, and such checkpoints are computed on the CPU "
-            f"alone, not on {device}; start the server with --device cpu, or choose a checkpoint of one language"
-        )
-    if shape is None:
-        raise EngineLoadError(
-            f"{checkpoint.folder} has adapters, but not the architecture of facebook/mms-1b-all: with adapters only "
-            f"{' and '.join(sorted(OWN))} with do_stable_layer_norm are supported; choose a checkpoint of one language"
-        )
-    return Languages(adapters, shape, checkpoint.config)
 
 
 def _shape(config: dict[str, Any], *, adapted: bool) -> Shape | None:

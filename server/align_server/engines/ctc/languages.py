@@ -1,6 +1,6 @@
 """The adapters of a checkpoint with many languages: which one a segment needs, and those used last in memory.
 
-Knows files of adapters, and words only by their languages and letters; the model itself is in `encoder`.
+Knows files of adapters, and words only by their languages and letters; what becomes of tensors is its owner's affair.
 """
 
 from __future__ import annotations
@@ -10,22 +10,23 @@ import hashlib
 from collections import Counter
 from typing import TYPE_CHECKING, Any, Final
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load
 
 from align_server.engines.ctc.adapters import HELD
-from align_server.engines.ctc.encoder import Adapter, torchaudio_name
 from align_server.engines.ctc.text import Vocabulary, special_tokens
 from align_server.engines.engine import EngineLoadError, WordKind
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
+    import torch
+
     from align_server.engines.ctc.adapters import Adapters
-    from align_server.engines.ctc.encoder import Shape
     from align_server.engines.engine import Word
+
+    Make = Callable[[Mapping[str, torch.Tensor]], Any]
 
 HEAD: Final = "lm_head.weight"  # a row for each token
 _AGAIN: Final = "copy or download it again"
@@ -40,12 +41,10 @@ class Languages:
     what it was when the model was loaded.
     """
 
-    def __init__(self, adapters: Adapters, shape: Shape, config: Mapping[str, Any]) -> None:
+    def __init__(self, adapters: Adapters, config: Mapping[str, Any]) -> None:
         self._adapters = adapters
-        self._shape = shape
-        self._family = str(config["model_type"])
         self._special = special_tokens(adapters.folder)
-        self._dtype = torch.float32
+        self._make: Make | None = None
         self._sums: Mapping[str, str] = {}
         shapes = _shapes(config)
         self._sizes = {name: _size(adapters.path(name), shapes) for name in adapters.vocabularies}
@@ -54,13 +53,17 @@ class Languages:
         self.vocabulary = functools.lru_cache(HELD)(self._read_vocabulary)
         self.adapter = functools.lru_cache(HELD)(self._read_adapter)
 
-    def open(self, sums: Mapping[str, str], dtype: torch.dtype) -> None:
-        """Serve a model of that type, with files whose SHA-256, by their names, are `sums`."""
+    def open(self, sums: Mapping[str, str], make: Make) -> None:
+        """Serve a model, with files whose SHA-256, by their names, are `sums`.
+
+        `make` gives what the model needs to know a language, of tensors in fp32 by their names in transformers.
+        """
         self.close()
-        self._sums, self._dtype = sums, dtype
+        self._sums, self._make = sums, make
 
     def close(self) -> None:
-        """Let go of the adapters."""
+        """Let go of the adapters, and of the model."""
+        self._make = None
         self.adapter.cache_clear()
 
     def size(self, name: str) -> int:
@@ -101,8 +104,10 @@ class Languages:
             )
         return Vocabulary.of(tokens, size, self._special, where)
 
-    def _read_adapter(self, name: str) -> Adapter:
+    def _read_adapter(self, name: str) -> Any:
         """What the model needs to know a language. Raises EngineLoadError where the file is another than at loading."""
+        if self._make is None:
+            raise RuntimeError("Languages.adapter was called before open")
         path = self._adapters.path(name)
         try:
             content = path.read_bytes()
@@ -112,7 +117,7 @@ class Languages:
         tensors = load(content) if is_same else {}
         if not is_same or len(tensors[HEAD]) != self._sizes[name]:  # looked into before it was hashed
             raise EngineLoadError(f"{path} has changed since the model was loaded; unload the model and load it again")
-        return Adapter.read(self._shape, lambda part: tensors[torchaudio_name(part, self._family)], self._dtype)
+        return self._make(tensors)
 
 
 def _shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -5,6 +5,8 @@ Knows torch's modules; knows no file and no format.
 
 from __future__ import annotations
 
+import copy
+import itertools
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import torch
@@ -13,7 +15,7 @@ from torch.nn.utils import parametrize
 from align_server.engines.pages import release
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 ALIGNED: Final = 64  # bytes in a cache line
 
@@ -26,6 +28,20 @@ def ready(model: Model, head: str, dtype: torch.dtype) -> Model:
     settle([part for part in model.children() if part is not last], dtype)
     settle([last])
     return model.eval()
+
+
+def adapted(model: Model, tensors: Mapping[str, torch.Tensor]) -> Model:
+    """A model with other weights of those names, each on the device and of the type of the one that it replaces.
+
+    All others it shares with `model`, which stays as it is, so that each can compute while the other does.
+    """
+    shared = {id(weight): weight for weight in itertools.chain(model.parameters(), model.buffers())}
+    other = copy.deepcopy(model, shared)
+    for name, tensor in tensors.items():
+        owner, _, last = name.rpartition(".")
+        weight = torch.nn.Parameter(tensor.to(model.get_parameter(name)), requires_grad=False)
+        setattr(other.get_submodule(owner), last, weight)
+    return other
 
 
 def settle(modules: Sequence[torch.nn.Module], dtype: torch.dtype = torch.float32) -> None:
