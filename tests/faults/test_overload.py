@@ -72,7 +72,7 @@ def own_server(room: Path) -> Iterator[ServerProcess]:
 
 @pytest.fixture
 def tiny(tmp_path: Path) -> Path:
-    """A CTC model, computed by transformers, whose first convolution takes 6.5 MB for each second of audio."""
+    """A CTC model, computed by transformers, whose first convolution takes 6.5 MB for each second of audio in fp32."""
     return write_checkpoint(tmp_path / "tiny", channels=512, hidden=16, family="wavlm")
 
 
@@ -208,7 +208,8 @@ async def test_everyone_of_many_calls_at_once_is_answered_after_few_refusals(roo
 
 async def test_a_batch_that_runs_out_of_memory_costs_nobody_an_answer(room: Path, tiny: Path) -> None:
     name = f"ctc:{tiny}"
-    running = launch(room / "align.sock", "--model", name, "--model", "sphinx-en-us", "--lanes", "1")
+    flags = ("--model", name, "--model", "sphinx-en-us", "--lanes", "1", "--precision", "fp32")
+    running = launch(room / "align.sock", *flags)
     try:
         process = psutil.Process(running.process.pid)
         async with AsyncClient(running.address) as client:
@@ -229,12 +230,13 @@ async def test_a_batch_that_runs_out_of_memory_costs_nobody_an_answer(room: Path
 
 
 async def test_what_would_never_fit_the_memory_limit_is_refused_before_it_is_computed(room: Path, tiny: Path) -> None:
-    first = launch(room / "first.sock", "--model", f"ctc:{tiny}", "--lanes", "1")
+    flags = ("--model", f"ctc:{tiny}", "--lanes", "1", "--precision", "fp32")
+    first = launch(room / "first.sock", *flags)
     with Client(first.address) as client:
         # What a second is expected to take is between 10 and 30 MB, and what is free up to 90 MB more than this.
         limit = client.info().memory_bytes // MB + 200
     first.stop()
-    running = launch(room / "align.sock", "--model", f"ctc:{tiny}", "--lanes", "1", "--memory-limit", f"{limit}M")
+    running = launch(room / "align.sock", *flags, "--memory-limit", f"{limit}M")
     try:
         with Client(running.address) as client:
             assert client.align(noise(5), ["hello", "world"], sample_rate=RATE).words[0].reason is None

@@ -119,7 +119,7 @@ class CtcEngine(CtcAligner):
         else:
             self._model, self._precision = _own(self._shape, self._checkpoint, self._precision)
         if self._languages:
-            self._languages.open(sums, self._known(self._model))
+            self._languages.open(sums, self._adapting(self._model))
         progress(1.0, "loaded")
 
     def probe(self, duration_ms: int) -> Segment:
@@ -139,8 +139,8 @@ class CtcEngine(CtcAligner):
         language = self._languages.of(words)
         return _alphabet(self._languages.vocabulary(language), self._languages.size(language), language)
 
-    def _known(self, model: torch.nn.Module) -> Callable[[Mapping[str, torch.Tensor]], Adapter | torch.nn.Module]:
-        """What makes of the tensors of an adapter what the model, or who computes with it, takes for a language."""
+    def _adapting(self, model: torch.nn.Module) -> Callable[[Mapping[str, torch.Tensor]], Adapter | torch.nn.Module]:
+        """What makes of an adapter's tensors what `_adapter` gives for the model."""
         if (shape := self._shape) is None:
             return lambda tensors: adapted(model, tensors)
         family, dtype = self._checkpoint.config["model_type"], floating(self._precision)
