@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     from align_client.sdk.types import WordTiming
-    from inputs import Utterance
+    from inputs import Conversation, Utterance
 
     Request = tuple[npt.NDArray[np.int16], list[Word]]
 
@@ -40,8 +40,8 @@ def requests(said: Sequence[Utterance]) -> list[Request]:
     return [(one.pcm, [Word(word, LANGUAGE) for word in one.words]) for one in said]
 
 
-def seconds_of(said: Sequence[Utterance]) -> float:
-    """The audio of some utterances."""
+def seconds_of(said: Sequence[Utterance | Conversation]) -> float:
+    """The audio of some utterances, or of whole files."""
     return sum(one.seconds for one in said)
 
 

@@ -37,12 +37,12 @@ def measure(scale: Scale) -> list[Row]:
         ]
         audio_s = sum(one.seconds for one in files)
         parts = [files[number::CLIENTS] for number in range(CLIENTS)]
-        _align(server.address, [files[:1]], folder / "warm-up")
+        align(server.address, [files[:1]], folder / "warm-up")
         outputs = []
         for turn in range(scale.of(1, 2)):
             for shares, speeds in (([files], alone), (parts, together)):
                 target = folder / f"out-{turn}-{len(shares)}"
-                done = _align(server.address, shares, target)
+                done = align(server.address, shares, target)
                 speeds.append(audio_s / max(one.wall_s for one in done))
                 outputs.append({path.name: path.read_bytes() for path in target.iterdir()})
                 if shares is parts:
@@ -69,8 +69,8 @@ def measure(scale: Scale) -> list[Row]:
     ]
 
 
-def _align(address: str, shares: Sequence[Sequence[Conversation]], target: Path) -> list[Finished]:
-    """Run one client on each share, all at once."""
+def align(address: str, shares: Sequence[Sequence[Conversation]], target: Path) -> list[Finished]:
+    """Run one client on each share, all at once. Raises RuntimeError where one fails."""
     commands = [
         processes.client_command("align", *(str(one.path) for one in share), "-o", str(target), "--server", address)
         for share in shares

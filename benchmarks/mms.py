@@ -60,8 +60,8 @@ def measure(scale: Scale) -> Iterator[Row]:
                 loop.append(seconds_of(some) / tool.turn().wall_s)
                 if in_int8:
                     short.append(seconds_of(portion) / in_int8.turn().wall_s)
-            working = processes.peak_rss(server.process.pid) / MB
-            beside, alone = max(clients.peaks()) / MB, tool.peaks()[0] / MB
+            working = processes.peak_rss(server.process.pid)
+            beside, alone = max(clients.peaks()), tool.peaks()[0]
         what = f"{bundle.NAME}, random weights, in the server with {CLIENTS} clients"
         yield faster(
             f"{what} over the loop of today's tools in single precision "
@@ -88,14 +88,7 @@ def measure(scale: Scale) -> Iterator[Row]:
             f"at most {PEAK:g} times",
             peak <= PEAK * loaded,
         )
-        together = working + CLIENTS * beside
-        yield Row(
-            f"the most memory of the server and its {CLIENTS} clients over that of {CLIENTS} processes of the loop",
-            f"{together / (CLIENTS * alone):.3f}: {working:.0f} and {CLIENTS} x {beside:.0f} MB, "
-            f"{CLIENTS} x {alone:.0f} MB",
-            f"at most {MEMORY:g}",
-            together <= MEMORY * CLIENTS * alone,
-        )
+        yield memory_row("the loop", working, beside, alone)
         with processes.Crew(make_arithmetic, [(portion, cores)]) as arithmetic:
             turns = [arithmetic.turn().answers[0] for _ in range(scale.of(2, 3))]
     shares = [rate / gemm for rate, gemm in turns]
@@ -141,6 +134,17 @@ def random_weights() -> Iterator[None]:
             del os.environ["TORCH_HOME"]
             if before is not None:
                 os.environ["TORCH_HOME"] = before
+
+
+def memory_row(tool: str, server: int, client: int, alone: int) -> Row:
+    """Bytes at most of the server and of each of its clients against as many processes of a tool, `alone` each."""
+    share = (server + CLIENTS * client) / (CLIENTS * alone)
+    return Row(
+        f"the most memory of the server and its {CLIENTS} clients over that of {CLIENTS} processes of {tool}",
+        f"{share:.3f}: {server / MB:.0f} and {CLIENTS} x {client / MB:.0f} MB, {CLIENTS} x {alone / MB:.0f} MB",
+        f"at most {MEMORY:g}",
+        share <= MEMORY,
+    )
 
 
 def make_loop(said: Sequence[Utterance], threads: int) -> Callable[[], None]:

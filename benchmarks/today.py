@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Self
 
 import processes
 from align_server.engines.ctc import bundle
-from clients import CLIENTS
+from clients import CLIENTS, seconds_of
+from corpus_run import align
 from inputs import conversation, utterances
-from mms import MEMORY, SPEED, random_weights
-from processes import MB
+from mms import SPEED, memory_row, random_weights
 from rows import Row, Scale, faster, spread
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 VARIABLE = "BATCHALIGN_PYTHON"
 PROGRAM = Path(__file__).with_name("batchalign_files.py")
 WHAT = f"{bundle.NAME}, random weights, align-client against batchalign"
-FILE_S = 120.0
+FILE_S = 60.0
 
 
 def measure(scale: Scale) -> Iterator[Row]:
@@ -47,27 +47,20 @@ def measure(scale: Scale) -> Iterator[Row]:
     with tempfile.TemporaryDirectory(prefix="ca-") as name, random_weights(), Batchalign(python) as tool:
         folder = Path(name)
         files = [
-            conversation(folder / f"{number:02}.cha", said, FILE_S / 2, first=number * len(said) // count)
+            conversation(folder / f"{number:02}.cha", said, FILE_S, first=number * len(said) // count)
             for number in range(count)
         ]
         some = files[:: len(files) // 2]
         with processes.server("--model", bundle.NAME) as server:
             tool.align(some[:1])
             for turn in range(scale.of(1, 3)):
-                theirs.append(_seconds(some) / tool.align(some))
-                commands = [
-                    processes.client_command(
-                        "align", str(one.path), "-o", str(folder / f"out-{turn}"), "--server", server.address
-                    )
-                    for one in files
-                ]
-                done = processes.run_together(commands)
-                assert all(one.status in {0, 1} for one in done), [one.errors for one in done]
-                ours.append(_seconds(files) / max(one.wall_s for one in done))
+                theirs.append(seconds_of(some) / tool.align(some))
+                done = align(server.address, [[one] for one in files], folder / f"out-{turn}")
+                ours.append(seconds_of(files) / max(one.wall_s for one in done))
                 peaks += [one.peak for one in done]
             working = processes.peak_rss(server.process.pid)
         alone = processes.peak_rss(tool.process.pid)
-    about = f"{count} files of {_seconds(files) / count:.0f} s, {sum(one.utterances for one in files)} utterances"
+    about = f"{count} files of {seconds_of(files) / count:.0f} s, {sum(one.utterances for one in files)} utterances"
     yield faster(
         f"{bundle.NAME}, random weights: align-client from start to end, {count} at once, over batchalign 0.10.7 in a "
         f"process that has loaded its model ({about})",
@@ -75,14 +68,7 @@ def measure(scale: Scale) -> Iterator[Row]:
         SPEED,
     )
     yield Row("audio seconds per wall second: align-client, batchalign", f"{spread(ours)}, {spread(theirs)}")
-    together = working + CLIENTS * max(peaks)
-    yield Row(
-        f"the most memory of the server and {CLIENTS} clients over that of {CLIENTS} processes of batchalign",
-        f"{together / (CLIENTS * alone):.3f}: {working / MB:.0f} and {CLIENTS} x {max(peaks) / MB:.0f} MB, "
-        f"{CLIENTS} x {alone / MB:.0f} MB",
-        f"at most {MEMORY:g}",
-        together <= MEMORY * CLIENTS * alone,
-    )
+    yield memory_row("batchalign", working, max(peaks), alone)
 
 
 class Batchalign:
@@ -118,7 +104,3 @@ class Batchalign:
     def _answer(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
-
-
-def _seconds(files: Sequence[Conversation]) -> float:
-    return sum(one.seconds for one in files)

@@ -20,6 +20,7 @@ from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import Result, Segment, Word, WordKind
 from align_server.engines.precision import multiplies_int8
 from align_server.engines.search import Search
+from gpus import NEEDS_GPU
 from support import PROJECT, launch
 from toy.tones import LETTERS, RATE, Utterance, some_words, utterance
 
@@ -36,9 +37,6 @@ PAUSE: Final = Word("", kind=WordKind.PAUSE)
 
 INT8: Final = pytest.param(
     "int8", marks=pytest.mark.skipif(not multiplies_int8(), reason="this processor has neither VNNI nor AMX")
-)
-NEEDS_GPU: Final = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU that CUDA shows, which this machine has not"
 )
 
 Times = list[tuple[float, float]]

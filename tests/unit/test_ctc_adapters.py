@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from adapted import FILES, LETTERS, WORDS, expected, of
+from adapted import CLOSE, FILES, LETTERS, WORDS, expected, of, write
 from align_server.engines.ctc import agreement
 from align_server.engines.ctc.adapters import HELD, Adapters
 from align_server.engines.ctc.checkpoint import Checkpoint, describe
@@ -21,7 +21,7 @@ from align_server.engines.ctc.encoder import Adapter, Encoder
 from align_server.engines.ctc.engine import CtcEngine
 from align_server.engines.engine import EngineLoadError, MissingReason, Result, Word
 from align_server.engines.precision import multiplies_int8
-from checkpoints import SPECIAL, change_json, loaded, write_adapted
+from checkpoints import SPECIAL, change_json, loaded
 from emissions import computed, prepared
 from segments import PAUSE, SLOT, segment
 
@@ -29,13 +29,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
-CLOSE: Final = 5e-5  # of log posteriors that go down to -10
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    # Fewer groups than real models have: oneDNN miscomputes those of less than 16 channels in bf16 on CPUs with AMX.
-    return write_adapted(tmp_path_factory.mktemp("adapted"), LETTERS, num_conv_pos_embedding_groups=2)
+    return write(tmp_path_factory.mktemp("adapted"))
 
 
 @pytest.fixture(scope="module")

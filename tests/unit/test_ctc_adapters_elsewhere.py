@@ -12,26 +12,22 @@ import numpy as np
 import pytest
 import torch
 
-from adapted import FILES, LETTERS, WORDS, expected, of
+from adapted import CLOSE, FILES, WORDS, expected, of, write
 from align_server.engines.ctc import agreement
 from align_server.engines.ctc.adapters import HELD
 from align_server.engines.ctc.engine import CtcEngine
-from checkpoints import write_adapted
 from emissions import computed
+from gpus import NEEDS_GPU
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-CLOSE: Final = 5e-5  # of log posteriors that go down to -10
 CLOSE_ON_GPU: Final = 1e-3
-NEEDS_GPU: Final = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU that CUDA shows, which this machine has not"
-)
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_adapted(tmp_path_factory.mktemp("adapted"), LETTERS, num_conv_pos_embedding_groups=2)
+    return write(tmp_path_factory.mktemp("adapted"))
 
 
 def elsewhere(folder: Path, precision: str = "fp32", device: str = "cpu:0") -> CtcEngine:

@@ -12,11 +12,9 @@ import torch
 from align_server.engines import registry
 from align_server.engines.device import CudaMemory, fetch, found, lane, send, send_padded
 from align_server.engines.engine import EngineLoadError
+from gpus import NEEDS_GPU
 from support import PROJECT
 
-NEEDS_GPU = pytest.mark.skipif(
-    not torch.cuda.is_available(), reason="needs a GPU that CUDA shows, which this machine has not"
-)
 NO_GPU = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a GPU")
 TOY = PROJECT / "tests" / "toy" / "checkpoint"
 GB = 2**30

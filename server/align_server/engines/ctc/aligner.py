@@ -8,7 +8,7 @@ from __future__ import annotations
 import abc
 import gc
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -33,7 +33,7 @@ from align_server.engines.pages import passing
 from align_server.engines.precision import floating
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     import numpy.typing as npt
 
@@ -43,6 +43,8 @@ MAX_SEGMENT_S: Final = 40.0  # more than twice as long as what models are traine
 SCAN_FLOOR: Final = -6.0  # of a scan: a frame can say no more against a token
 UNKNOWN: Final = -1.5  # of a scan: how well an unknown sound fits a frame that is not silent
 DELIMITER: Final = -1  # owns the tokens between words
+
+Key = TypeVar("Key")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,12 +296,9 @@ class CtcAligner(Engine):
         """Emissions of segments, each by its own of `models` that are no Encoder; those of one model together."""
         if self.device == "cpu":
             return [self._emissions(model, one[None])[0] for model, one in zip(models, given, strict=True)]
-        emissions: dict[int, torch.Tensor] = {}
-        for model in dict.fromkeys(models):
-            mine = [i for i, other in enumerate(models) if other is model]
-            scored = self._together(model, [given[i] for i in mine], [frames[i] for i in mine])
-            emissions.update(zip(mine, scored, strict=True))
-        return [emissions[i] for i in range(len(given))]
+        return _in_groups(
+            models, lambda model, of: self._together(model, [given[i] for i in of], [frames[i] for i in of])
+        )
 
     def _together(
         self, model: torch.nn.Module, given: Sequence[torch.Tensor], frames: Sequence[int]
@@ -309,12 +308,10 @@ class CtcAligner(Engine):
             lengths = torch.tensor([len(one) for one in given])
             scored = self._emissions(model, send_padded(given, self.device), send(lengths, self.device))
             return [emission[:count] for emission, count in zip(fetch(scored), frames, strict=True)]
-        emissions: dict[int, torch.Tensor] = {}
-        for length in {len(one) for one in given}:
-            group = [i for i, one in enumerate(given) if len(one) == length]
-            scored = self._emissions(model, send_padded([given[i] for i in group], self.device))
-            emissions.update(zip(group, fetch(scored), strict=True))
-        return [emissions[i] for i in range(len(given))]
+        return _in_groups(
+            list(map(len, given)),
+            lambda _, of: fetch(self._emissions(model, send_padded([given[i] for i in of], self.device))),
+        )
 
     def _emissions(
         self, model: torch.nn.Module, given: torch.Tensor, lengths: torch.Tensor | None = None
@@ -374,6 +371,17 @@ class CtcAligner(Engine):
         front_end = self._traits.front_end
         sample = front_end.hop * float(frame) + (front_end.field - front_end.hop) / 2
         return min(max(0, round(1000 * sample / SAMPLE_RATE)), plan.duration_ms)
+
+
+def _in_groups(
+    keys: Sequence[Key], compute: Callable[[Key, Sequence[int]], Iterable[torch.Tensor]]
+) -> list[torch.Tensor]:
+    """What `compute` gives for each place in `keys`: it is called once for a key, with all places that have it."""
+    found: dict[int, torch.Tensor] = {}
+    for key in dict.fromkeys(keys):
+        of = [i for i, other in enumerate(keys) if other == key]
+        found.update(zip(of, compute(key, of), strict=True))
+    return [found[i] for i in range(len(keys))]
 
 
 def _evidence(emissions: npt.NDArray[np.float32], alphabet: Alphabet) -> npt.NDArray[np.float32]:
