@@ -23,22 +23,27 @@ def onednn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.usefixtures("onednn")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("gelu", [False, True])
+@pytest.mark.parametrize("then", ["", "gelu", "plus"])
 @pytest.mark.parametrize("biased", [False, True])
 @pytest.mark.parametrize(("width", "out"), [(10, 16), (96, 48), (128, 1)])
 def test_a_product_is_that_of_the_weights_in_single_precision(
-    dtype: torch.dtype, gelu: bool, biased: bool, width: int, out: int
+    dtype: torch.dtype, then: str, biased: bool, width: int, out: int
 ) -> None:
     weight, bias = normal(out, width, seed=1) / width**0.5, normal(out, seed=2) if biased else None
     packed = Packed(weight, bias, dtype)
     for frames in (1, 7, 64):
         x = normal(frames, width, seed=frames)
+        plus = normal(frames, out, seed=3).to(dtype)
+        before = plus.clone()
         expected = F.linear(x, weight, bias)
-        found = packed(x.to(dtype), gelu=gelu)
+        if then == "gelu":
+            expected = F.gelu(expected)
+        if then == "plus":
+            expected += plus.float()
+        found = packed(x.to(dtype), gelu=then == "gelu", plus=plus if then == "plus" else None)
+        assert torch.equal(plus, before)
         assert found.dtype is dtype
-        torch.testing.assert_close(
-            found.float(), F.gelu(expected) if gelu else expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype]
-        )
+        torch.testing.assert_close(found.float(), expected, atol=TOLERANCE[dtype], rtol=TOLERANCE[dtype])
 
 
 @pytest.mark.usefixtures("onednn")

@@ -5,9 +5,13 @@ Importing this imports numba; only what computes may do so.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, ParamSpec, TypeVar
+import functools
+from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import numba
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -22,9 +26,33 @@ def kernel(function: Callable[P, T]) -> Callable[P, T]:
     The machine code is kept beside the module or in the user's cache folder, for the next process to load;
     where neither can be written, each process compiles anew.
     """
+    return _compiled(function)
+
+
+def summing(function: Callable[P, T]) -> Callable[P, T]:
+    """The same, but a sum may be taken in any order, and with a product in one rounding."""
+    return _compiled(function, "reassoc", "contract")
+
+
+def _compiled(function: Callable[P, T], *liberties: str) -> Callable[P, T]:
+    njit: Any = functools.partial(numba.njit, nogil=True, fastmath=set(liberties), error_model="numpy")
     compiled: Callable[P, T]
     try:
-        compiled = numba.njit(nogil=True, cache=True, fastmath=False, error_model="numpy")(function)
+        compiled = njit(cache=True)(function)
     except RuntimeError:  # numba found no folder for its cache
-        compiled = numba.njit(nogil=True, fastmath=False, error_model="numpy")(function)
+        compiled = njit()(function)
     return compiled
+
+
+@intrinsic
+def _float32(_context: object, _bits: object) -> Any:
+    return types.float32(types.int32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
+
+
+@intrinsic
+def _int32(_context: object, _value: object) -> Any:
+    return types.int32(types.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
+
+
+as_float: Final[Any] = _float32  # in what is compiled: the float32 that 32 bits are
+as_bits: Final[Any] = _int32  # and the other way round

@@ -28,18 +28,27 @@ class Packed:
         self._packs = _packs(dtype)
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.to(dtype)) if self._packs else own(weight, dtype)  # noqa: SLF001  what torch.compile calls, too
 
-    def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        """Shape [frames, out], of `x`, whose shape is [frames, in]; with `gelu` what that makes of it."""
+    def __call__(self, x: torch.Tensor, *, gelu: bool = False, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """Shape [frames, out], of `x`, whose shape is [frames, in]; with `gelu` what that makes of it.
+
+        Or with what is given as `plus` added; not both.
+        """
         if not self._packs:
-            return linear(x, self._weight, self._bias, gelu=gelu)
-        then = ("gelu", "none") if gelu else ("none", "")  # exact, not by tanh
-        packed: torch.Tensor = torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, then[0], [], then[1])  # noqa: SLF001  the same
+            return finished(F.linear(x, self._weight, self._bias), gelu=gelu, plus=plus)
+        multiply = torch.ops.mkldnn._linear_pointwise  # noqa: SLF001  the same
+        packed: torch.Tensor
+        if plus is not None:
+            packed = multiply.binary(x, plus, self._weight, self._bias, "add")
+        else:
+            name, how = ("gelu", "none") if gelu else ("none", "")  # exact, not by tanh
+            packed = multiply(x, self._weight, self._bias, name, [], how)
         return packed
 
 
-def linear(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: bool) -> torch.Tensor:
-    """The same of weights as they lie."""
-    product = F.linear(x, weight, bias)
+def finished(product: torch.Tensor, *, gelu: bool = False, plus: torch.Tensor | None = None) -> torch.Tensor:
+    """What becomes of a product that oneDNN has not finished by itself."""
+    if plus is not None:
+        return product + plus
     return F.gelu(product) if gelu else product
 
 

@@ -9,8 +9,8 @@ import threading
 from typing import Final
 
 import torch
-import torch.nn.functional as F  # noqa: N812  the name that everybody gives it
 
+from align_server.engines.ctc.packed import finished
 from align_server.engines.engine import EngineLoadError
 
 ENGINE: Final = "onednn"  # a layer of 4 M weights takes half as long as with x86, which torch chooses
@@ -49,8 +49,7 @@ class Quantised:
         # oneDNN has made its own copy, and this one, which is kept for unpacking, would double the memory.
         quantised.untyped_storage().resize_(0)
 
-    def __call__(self, x: torch.Tensor, *, gelu: bool = False) -> torch.Tensor:
-        """Shape [frames, out], in the type of `x`, whose shape is [frames, in]; with `gelu` what that makes of it."""
+    def __call__(self, x: torch.Tensor, *, gelu: bool = False, plus: torch.Tensor | None = None) -> torch.Tensor:
+        """Shape [frames, out], in the type of `x`, whose shape is [frames, in]; see Packed."""
         product: torch.Tensor = torch.ops.quantized.linear_dynamic(x.float(), self._packed, reduce_range=False)
-        found = product.to(x.dtype)
-        return F.gelu(found) if gelu else found
+        return finished(product.to(x.dtype), gelu=gelu, plus=plus)
