@@ -75,11 +75,12 @@ class Batchalign:
     """A process of batchalign that has loaded its model. Use as `with`."""
 
     def __init__(self, python: str) -> None:
+        self._said = tempfile.TemporaryFile("w+", encoding="utf-8")  # noqa: SIM115  closed with this
         self.process = subprocess.Popen(
-            [python, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
+            [python, str(PROGRAM)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said, text=True
         )
         if (answer := self._answer()) != "ready":
-            raise RuntimeError(f"batchalign did not start: {answer or 'it ended'}")
+            raise RuntimeError(f"batchalign did not start: {answer or self._last_words()}")
 
     def __enter__(self) -> Self:
         return self
@@ -90,6 +91,7 @@ class Batchalign:
         assert self.process.stdin is not None
         self.process.stdin.close()
         self.process.wait(timeout=60)
+        self._said.close()
 
     def align(self, files: Sequence[Conversation]) -> float:
         """Seconds that it takes for all of them, one after the other as far as it wants."""
@@ -99,8 +101,12 @@ class Batchalign:
         try:
             return float(answer)
         except ValueError:
-            raise RuntimeError(f"batchalign failed: {answer or 'it ended'}") from None
+            raise RuntimeError(f"batchalign failed: {answer or self._last_words()}") from None
 
     def _answer(self) -> str:
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        return "it ended: " + "".join(self._said.readlines()[-1:]).strip()
