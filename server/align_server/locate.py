@@ -34,6 +34,8 @@ CONTEXT_S: Final = 0.3  # on both sides of a window: a frame's features reach in
 AHEAD: Final = 4  # windows on their way: what one call keeps the lanes busy with, and no more
 MAX_WORDS: Final = 200_000  # of a transcript: nine hours of talk
 
+ACCEPTED: Final = (("align-accepted", "1"),)
+
 _SAMPLE: Final = 2  # bytes
 _MS: Final = SAMPLE_RATE // 1000  # samples
 
@@ -56,6 +58,7 @@ class Locating:
         """The place of each utterance, once the recording has come. Raises Invalid and what work is refused with."""
         utterances = _utterances(opened)
         search = await asyncio.to_thread(_searching, self._batcher.engine, utterances, self._scanning)
+        await context.send_initial_metadata(ACCEPTED)
         try:
             while (request := await received(context)) is not None:
                 if request.HasField("open"):

@@ -164,11 +164,15 @@ class AsyncClient:
             for words in utterances:
                 wire.add_words(opening.open.utterances.add(), words)
             yield opening
-            async for piece in pieces:
-                yield pb.LocateRequest(pcm=piece.tobytes())
+            # Nothing is on its way while the server may refuse: what that says would be lost with a message that comes
+            # too late, https://github.com/grpc/grpc/issues/36066.
+            if await call.initial_metadata():
+                async for piece in pieces:
+                    yield pb.LocateRequest(pcm=piece.tobytes())
 
+        call = self._connect().Locate(requests(), metadata=_metadata())
         try:
-            response = await self._connect().Locate(requests(), metadata=_metadata())
+            response = await call
         except grpc.aio.AioRpcError as error:
             raise from_status(error, self.address) from None
         return [
