@@ -123,7 +123,7 @@ async def test_a_model_that_cannot_look_for_utterances_says_so(room: Path, tmp_p
             assert not (await client.models())[0].locates
             for _ in range(60):  # a message on its way must not hide what the server says
                 with pytest.raises(RequestRefused, match="cannot look for utterances"):
-                    await client.locate(pieces(hum(1, 1)), [[Word("hello")]])
+                    await client.locate(pieces(hum(2, 1), RATE // 4), [[Word("hello")]])
     finally:
         running.stop()
 
