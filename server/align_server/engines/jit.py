@@ -9,7 +9,6 @@ import functools
 from typing import TYPE_CHECKING, Any, Final, ParamSpec, TypeVar
 
 import numba
-from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
@@ -44,14 +43,18 @@ def _compiled(function: Callable[P, T], *liberties: str) -> Callable[P, T]:
     return compiled
 
 
+def _bitcast(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+    return builder.bitcast(given[0], context.get_value_type(signature.return_type))
+
+
 @intrinsic
 def _float32(_context: object, _bits: object) -> Any:
-    return types.float32(types.int32), lambda _, builder, __, args: builder.bitcast(args[0], ir.FloatType())
+    return types.float32(types.int32), _bitcast
 
 
 @intrinsic
 def _int32(_context: object, _value: object) -> Any:
-    return types.int32(types.float32), lambda _, builder, __, args: builder.bitcast(args[0], ir.IntType(32))
+    return types.int32(types.float32), _bitcast
 
 
 as_float: Final[Any] = _float32  # in what is compiled: the float32 that 32 bits are

@@ -1,4 +1,4 @@
-"""What is done to each row of a matrix in bfloat16 on the CPU: softmax, and norm with GELU. Torch takes thrice as long.
+"""What is done to each row of a matrix in bfloat16 on the CPU: softmax, and norm with GELU. Torch takes twice as long.
 
 Knows tensors; knows neither architectures nor names. Values are computed in float32 and rounded once, halves away
 from 0.
