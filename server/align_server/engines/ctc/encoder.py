@@ -264,7 +264,7 @@ class Encoder(torch.nn.Module):
         return torch.cat(list(found), dim=1)
 
     def _attention(self, x: torch.Tensor, frames: int, layer: _Layer, plus: torch.Tensor) -> torch.Tensor:
-        """Self-attention among the first `frames`, and `plus`: in blocks that fit a cache, twice as fast as torch has it."""
+        """Self-attention among the first `frames`, and `plus`; by blocks that fit a cache, twice as fast as torch."""
         rounded, width = x.shape
         size = width // self._shape.heads
         q, k, v = layer.qkv(x).view(rounded, 3, self._shape.heads, size).permute(1, 2, 0, 3).contiguous()
