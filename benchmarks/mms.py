@@ -55,7 +55,7 @@ def measure(scale: Scale) -> Iterator[Row]:
             server, clients = _serving(stack, portion)
             loaded, peak = server.process.memory_info().rss / MB, server.starting / MB
             in_int8 = _serving(stack, portion, "--precision", INT8)[1] if multiplies_int8() else None
-            for _ in range(scale.of(1, 3)):
+            for _ in range(scale.of(1, 5)):
                 ours.append(seconds_of(portion) / clients.turn().wall_s)
                 loop.append(seconds_of(some) / tool.turn().wall_s)
                 if in_int8:
