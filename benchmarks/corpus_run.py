@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import processes
-from clients import CLIENTS
+from clients import CLIENTS, seconds_of
 from inputs import Conversation, conversation, utterances
 from processes import MB, Finished
 from rows import Row, Scale, spread
@@ -35,7 +35,7 @@ def measure(scale: Scale) -> list[Row]:
             conversation(folder / "corpus" / f"{number:02}.cha", said, length, first=number * apart)
             for number in range(FILES)
         ]
-        audio_s = sum(one.seconds for one in files)
+        audio_s = seconds_of(files)
         parts = [files[number::CLIENTS] for number in range(CLIENTS)]
         align(server.address, [files[:1]], folder / "warm-up")
         outputs = []

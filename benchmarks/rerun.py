@@ -7,6 +7,7 @@ from pathlib import Path
 
 import processes
 from align_client import Client
+from clients import seconds_of
 from inputs import conversation, utterances
 from rows import Row, Scale, faster, spread
 
@@ -40,7 +41,7 @@ def measure(scale: Scale) -> list[Row]:
             second.append(_align(server.address, folder / "corpus", target))
             computed += ask.info().segments_done - before
             same &= written == {path.name: path.read_bytes() for path in target.iterdir()}
-    about = f"{files} files, {sum(talk.seconds for talk in talks):.0f} s, {sum(talk.utterances for talk in talks)}"
+    about = f"{files} files, {seconds_of(talks):.0f} s, {sum(talk.utterances for talk in talks)}"
     ratios = [slow / fast for slow, fast in zip(first, second, strict=True)]
     return [
         faster(

@@ -118,10 +118,6 @@ def sayable(said: list[Utterance]) -> list[Utterance]:
     return [one for one in said if all(sphinx.lookup_word(word) is not None for word in one.words)]
 
 
-def _seconds(said: list[Utterance]) -> float:
-    return sum(utterance.seconds for utterance in said)
-
-
 def make_client(address: str, said: list[Utterance]) -> Callable[[], dict[str, str]]:
     """A client that sends everything over one stream; its turn answers with a digest of each utterance's times."""
     send = make_stream(address, said)

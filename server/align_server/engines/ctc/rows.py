@@ -48,8 +48,7 @@ def normalise(
     """Layer norm of each row of `x`, shape [rows, columns], contiguous; with `gelu` what that makes of it."""
     if x.dtype is torch.bfloat16:
         found = torch.empty_like(x)
-        steps = _normalise_gelu if gelu else _normalise
-        steps(_bits(x), (_bits(weight), _bits(bias)), F(epsilon), _bits(found))
+        _normalise(_bits(x), (_bits(weight), _bits(bias)), F(epsilon), gelu, _bits(found))
         return found
     found = torch.nn.functional.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
     return torch.nn.functional.gelu(found) if gelu else found
@@ -156,14 +155,11 @@ def _affine_gelu(row: Floats, width: Any, affine: tuple[Bits, Bits], found: Bits
 
 
 @summing
-def _normalise(x: Bits, affine: tuple[Bits, Bits], epsilon: Any, found: Bits) -> None:
+def _normalise(x: Bits, affine: tuple[Bits, Bits], epsilon: Any, gelu: Any, found: Bits) -> None:
     row = np.empty(x.shape[1], np.float32)
     for i in range(len(x)):
-        _affine(row, F(1) / np.sqrt(_centred(x[i], row) + epsilon), affine, found[i])
-
-
-@summing
-def _normalise_gelu(x: Bits, affine: tuple[Bits, Bits], epsilon: Any, found: Bits) -> None:
-    row = np.empty(x.shape[1], np.float32)
-    for i in range(len(x)):
-        _affine_gelu(row, F(1) / np.sqrt(_centred(x[i], row) + epsilon), affine, found[i])
+        width = F(1) / np.sqrt(_centred(x[i], row) + epsilon)
+        if gelu:
+            _affine_gelu(row, width, affine, found[i])
+        else:
+            _affine(row, width, affine, found[i])
